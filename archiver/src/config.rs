@@ -1,0 +1,190 @@
+//! What an archiver is told, and the librdkafka properties that follow from it.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use everlog_format::TopicSelection;
+
+use crate::ArchiverError;
+
+/// librdkafka's own queue of fetched messages, in KiB: 32 MiB.
+pub(crate) const QUEUE_KIB: u64 = 32 * 1024;
+
+/// The least `memory_bytes`: librdkafka's queue, two encoders, and some room for chunks.
+pub const MEMORY_BYTES_MIN: u64 = 96 << 20;
+
+/// How to archive.
+#[derive(Clone, Debug)]
+pub struct ArchiverConfig {
+    /// `host:port` of some brokers, commas between them.
+    pub bootstrap_servers: String,
+    /// Passed to librdkafka as given. Those that would break the archive ([`REFUSED_PROPERTIES`]) are refused.
+    pub kafka_properties: BTreeMap<String, String>,
+    /// Which topics.
+    pub topics: TopicSelection,
+    /// The consumer group. Archivers with the same group share the partitions.
+    pub group_id: String,
+    /// The stable name of this member of the group; no two members running at the same time may share it.
+    pub instance_id: String,
+    /// A local directory for open segments, for this process alone; its content is disposable.
+    pub spool_dir: PathBuf,
+    /// A segment is cut at about this many bytes of Parquet, at least 64 KiB.
+    pub segment_max_bytes: u64,
+    /// A segment is cut once its first record was fetched this long ago, at least a second.
+    pub segment_max_age: Duration,
+    /// What the archiver may use in all, librdkafka's queue included; at least [`MEMORY_BYTES_MIN`].
+    pub memory_bytes: u64,
+}
+
+/// Why a property may not be given in `kafka_properties`.
+pub const REFUSED_PROPERTIES: &[(&str, &str)] = &[
+    ("isolation.level", "must be read_committed, or aborted records would be archived"),
+    ("auto.offset.reset", "must be error, or lost records would be skipped in silence"),
+    ("enable.auto.commit", "group offsets are committed after the archive's own commit"),
+    ("auto.commit.enable", "group offsets are committed after the archive's own commit"),
+    ("enable.auto.offset.store", "group offsets are committed after the archive's own commit"),
+    ("group.id", "is a setting of everlog's own (group_id)"),
+    ("group.instance.id", "is a setting of everlog's own (instance_id)"),
+    ("group.protocol", "must be classic: partitions are assigned one by one"),
+    ("partition.assignment.strategy", "must be cooperative-sticky: partitions are assigned one by one"),
+    ("bootstrap.servers", "is a setting of everlog's own (bootstrap_servers)"),
+    ("metadata.broker.list", "is a setting of everlog's own (bootstrap_servers)"),
+    ("check.crcs", "must be true, or damaged records would be archived"),
+    ("enable.partition.eof", "must be true: the covered end is read from it"),
+    ("queued.max.messages.kbytes", "follows from the memory setting"),
+    ("allow.auto.create.topics", "must be false: archiving creates no topics"),
+    ("topic.blacklist", "would hide topics in silence: use the topics setting"),
+    ("enable.metrics.push", "must be left alone: telemetry is not the archiver's"),
+];
+
+impl ArchiverConfig {
+    /// Whether `key` may be given in `kafka_properties`; else why not.
+    pub fn check_property(key: &str) -> Result<(), ArchiverError> {
+        match REFUSED_PROPERTIES.iter().find(|(refused, _)| *refused == key.trim()) {
+            None => Ok(()),
+            Some((_, why)) => Err(ArchiverError::Property { key: key.to_owned(), why: (*why).to_owned() }),
+        }
+    }
+
+    pub(crate) fn check(&self) -> Result<(), ArchiverError> {
+        for key in self.kafka_properties.keys() {
+            ArchiverConfig::check_property(key)?;
+        }
+        let wrong = |key: &'static str, why: String| Err(ArchiverError::Setting { key, why });
+        if self.bootstrap_servers.trim().is_empty() {
+            return wrong("bootstrap_servers", "names no broker".to_owned());
+        }
+        if self.group_id.is_empty() || self.instance_id.is_empty() {
+            return wrong("group_id and instance_id", "must not be empty".to_owned());
+        }
+        if self.memory_bytes < MEMORY_BYTES_MIN {
+            return wrong("memory_bytes", format!("is {}, but at least {MEMORY_BYTES_MIN} are needed", self.memory_bytes));
+        }
+        if self.segment_max_bytes < 64 << 10 {
+            return wrong("segment_max_bytes", format!("is {}, the least is 65536", self.segment_max_bytes));
+        }
+        if self.segment_max_age < Duration::from_secs(1) {
+            return wrong("segment_max_age", "is less than a second".to_owned());
+        }
+        Ok(())
+    }
+
+    /// What the cluster's administrative client gets.
+    pub(crate) fn client_properties(&self) -> Vec<(String, String)> {
+        let mut all = vec![("client.id".to_owned(), "everlog-archiver".to_owned())];
+        all.push(("bootstrap.servers".to_owned(), self.bootstrap_servers.clone()));
+        all.extend(self.kafka_properties.iter().map(|(key, value)| (key.clone(), value.clone())));
+        all
+    }
+
+    /// What the consumer gets. The operator's properties come before those that the archive's correctness rests on.
+    pub(crate) fn consumer_properties(&self) -> Vec<(String, String)> {
+        let mut all = vec![("session.timeout.ms".to_owned(), "10000".to_owned())];
+        // A poll can be held back by a slow disk or encoder; being thrown out of the group for that helps nobody.
+        all.push(("max.poll.interval.ms".to_owned(), "600000".to_owned()));
+        // One answer can overshoot the queue's limit by its whole size, and by several times that once it is inflated.
+        all.push(("fetch.max.bytes".to_owned(), (8 << 20).to_string()));
+        all.extend(self.client_properties());
+        let queue_kib = QUEUE_KIB.to_string();
+        let fixed: [(&str, &str); 11] = [
+            ("group.id", self.group_id.as_str()),
+            ("group.instance.id", self.instance_id.as_str()),
+            ("partition.assignment.strategy", "cooperative-sticky"),
+            ("isolation.level", "read_committed"),
+            ("auto.offset.reset", "error"),
+            ("check.crcs", "true"),
+            ("enable.partition.eof", "true"),
+            ("enable.auto.commit", "false"),
+            ("enable.auto.offset.store", "false"),
+            ("allow.auto.create.topics", "false"),
+            ("queued.max.messages.kbytes", queue_kib.as_str()),
+        ];
+        all.extend(fixed.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())));
+        all
+    }
+}
+
+/// How `memory_bytes` is divided.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct MemoryPlan {
+    /// Records waiting to be encoded, in bytes.
+    pub(crate) chunks_bytes: u64,
+    /// Row groups that open segments hold, in bytes.
+    pub(crate) writers_bytes: u64,
+}
+
+impl MemoryPlan {
+    pub(crate) fn of(memory_bytes: u64) -> MemoryPlan {
+        // Beside librdkafka's queue: the message batch in hand and one chunk of arrays for each encoder.
+        let fixed = (QUEUE_KIB << 10) + (32 << 20);
+        let rest = memory_bytes.saturating_sub(fixed).max(16 << 20);
+        MemoryPlan { chunks_bytes: rest / 2, writers_bytes: rest / 2 }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn config(properties: &[(&str, &str)]) -> ArchiverConfig {
+        ArchiverConfig {
+            bootstrap_servers: "localhost:9092".to_owned(),
+            kafka_properties: properties.iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned())).collect(),
+            topics: TopicSelection::parse(&["orders"]).unwrap(),
+            group_id: "everlog-archiver".to_owned(),
+            instance_id: "here".to_owned(),
+            spool_dir: PathBuf::from("/nowhere"),
+            segment_max_bytes: 1 << 20,
+            segment_max_age: Duration::from_secs(1),
+            memory_bytes: 256 << 20,
+        }
+    }
+
+    #[test]
+    fn a_property_that_would_break_the_archive_is_refused_by_name() {
+        for (key, _) in REFUSED_PROPERTIES {
+            let error = config(&[(key, "x")]).check().unwrap_err().to_string();
+            assert!(error.contains(key), "{error}");
+        }
+        assert!(config(&[("client.rack", "a"), ("security.protocol", "ssl")]).check().is_ok());
+    }
+
+    #[test]
+    fn what_the_archive_rests_on_comes_after_the_operators_own() {
+        let all = config(&[("session.timeout.ms", "20000")]).consumer_properties();
+        let last = |wanted: &str| all.iter().rev().find(|(key, _)| key == wanted).map(|(_, value)| value.as_str());
+        assert_eq!(last("session.timeout.ms"), Some("20000"));
+        assert_eq!(last("isolation.level"), Some("read_committed"));
+        assert_eq!(last("auto.offset.reset"), Some("error"));
+    }
+
+    #[test]
+    fn memory_below_the_floor_is_refused_and_the_rest_is_divided() {
+        let mut config = config(&[]);
+        config.memory_bytes = MEMORY_BYTES_MIN - 1;
+        assert!(config.check().is_err());
+        let plan = MemoryPlan::of(256 << 20);
+        assert_eq!(plan.chunks_bytes + plan.writers_bytes + (64 << 20), 256 << 20);
+    }
+}

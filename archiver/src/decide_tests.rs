@@ -1,0 +1,127 @@
+//! Each case is data: see the functions `check_*`.
+
+use super::*;
+
+fn at(raw: i64) -> Offset {
+    Offset::new(raw).unwrap()
+}
+
+fn check_start(next: Option<i64>, last: Option<(i64, i32)>, live: (i64, i64), wanted: Start) {
+    let view = StartView {
+        next: next.map(at),
+        after_last_record: last.map(|(offset, epoch)| (at(offset), epoch)),
+        live_start: at(live.0),
+        high_watermark: at(live.1),
+    };
+    assert_eq!(start(&view), wanted, "{view:?}");
+}
+
+#[test]
+fn a_partition_begins_where_the_archive_ends() {
+    let fetch = |from, epoch, covered| Start::Fetch { fetch_from: at(from), epoch, covered_from: at(covered) };
+    // The first entry starts where the cluster's log starts on that day.
+    check_start(None, None, (40, 90), fetch(40, None, 40));
+    // Behind the last record, with its epoch: the leader can say whether its log still has it.
+    check_start(Some(60), Some((57, 3)), (40, 90), fetch(57, Some(3), 60));
+    check_start(Some(60), Some((60, 3)), (40, 60), fetch(60, Some(3), 60));
+    // The last record is no longer in the cluster, so its epoch can't be asked about.
+    check_start(Some(60), Some((57, 3)), (57, 90), fetch(60, None, 60));
+    check_start(Some(60), Some((57, 3)), (60, 90), fetch(60, None, 60));
+    check_start(Some(60), None, (40, 90), fetch(60, None, 60));
+}
+
+#[test]
+fn what_the_cluster_has_let_go_is_a_hole_and_what_it_never_had_is_a_truncation() {
+    let lost = OffsetRange::new(at(60), at(75)).unwrap();
+    check_start(Some(60), Some((60, 3)), (75, 90), Start::Hole(lost));
+    check_start(Some(60), Some((60, 3)), (40, 59), Start::BeyondEnd { next: at(60), high_watermark: at(59) });
+}
+
+#[test]
+fn the_covered_end_is_the_larger_of_record_and_end_of_partition_in_queue_order() {
+    let mut progress = Progress::new(at(10));
+    assert_eq!(progress.range(), None);
+    progress.record(12).unwrap();
+    assert_eq!((progress.start(), progress.end()), (at(10), at(13)));
+    progress.end_of_partition(20);
+    progress.end_of_partition(15);
+    assert_eq!(progress.end(), at(20));
+    // What an end-of-partition event has declared empty can't hold a record, nor can what was delivered.
+    assert_eq!(progress.record(19), Err(Backwards { found: 19, end: at(20) }));
+    progress.record(20).unwrap();
+    assert_eq!(progress.record(20), Err(Backwards { found: 20, end: at(21) }));
+    progress.cut();
+    assert_eq!(progress.range(), None);
+    // Past the last offset that has a next one nothing can be covered.
+    assert!(progress.record(i64::MAX).is_err());
+    assert!(progress.record(-1).is_err());
+}
+
+fn open() -> OpenSegment {
+    OpenSegment {
+        range: OffsetRange::new(at(100), at(200)),
+        bytes: 1_000,
+        age: Duration::from_secs(5),
+        oldest_record_age: Some(Duration::from_secs(5)),
+        archived_end: at(100),
+        retention: None,
+        live_start: Some(at(0)),
+    }
+}
+
+fn check_cut(change: impl FnOnce(&mut OpenSegment), wanted: Option<Cut>) {
+    let mut segment = open();
+    change(&mut segment);
+    let limits = Limits { max_bytes: 1 << 20, max_age: Duration::from_secs(600) };
+    assert_eq!(cut_now(&segment, &limits), wanted, "{segment:?}");
+}
+
+#[test]
+fn a_segment_is_cut_by_size_age_and_the_nearness_of_retention() {
+    check_cut(|_| {}, None);
+    check_cut(|open| open.bytes = 1 << 20, Some(Cut::Size));
+    check_cut(|open| open.age = Duration::from_secs(600), Some(Cut::Age));
+    check_cut(|open| open.retention = Some(Duration::from_secs(19)), Some(Cut::Retention));
+    check_cut(|open| open.retention = Some(Duration::from_secs(20)), None);
+    // The live start has passed half of what is not committed.
+    check_cut(|open| open.live_start = Some(at(149)), None);
+    check_cut(|open| open.live_start = Some(at(150)), Some(Cut::Retention));
+    // With nothing covered there is nothing to cut, whatever else holds.
+    check_cut(
+        |open| {
+            open.range = None;
+            open.age = Duration::from_secs(6_000);
+        },
+        None,
+    );
+}
+
+#[test]
+fn a_change_of_day_cuts_only_what_is_worth_it() {
+    let (monday, tuesday) = (day_number(1_700_000_000_000), day_number(1_700_000_000_000 + DAY_MS));
+    assert!(day_cut(monday, tuesday, DAY_CUT_MIN_BYTES));
+    assert!(!day_cut(monday, tuesday, DAY_CUT_MIN_BYTES - 1));
+    assert!(!day_cut(monday, monday, u64::MAX));
+    // Timestamps that give no label change nothing.
+    for strange in [-1, 0, i64::MIN, i64::MAX] {
+        assert!(!day_cut(monday, day_number(strange), u64::MAX), "{strange}");
+    }
+}
+
+#[test]
+fn many_partitions_collect_whole_row_groups_and_few_keep_theirs_open() {
+    let memory = MemoryPlan { chunks_bytes: 96 << 20, writers_bytes: 96 << 20 };
+    assert_eq!(burst_plan(4, &memory, 256 << 20), BurstPlan { bytes: 4 << 20, ends_row_group: false });
+    assert_eq!(burst_plan(100, &memory, 256 << 20), BurstPlan { bytes: 24 << 20, ends_row_group: true });
+    assert_eq!(burst_plan(1, &memory, 64 << 10).bytes, 64 << 10);
+}
+
+#[test]
+fn pauses_grow_to_their_limit_and_logs_grow_rare() {
+    let mut backoff = Backoff::new(Duration::from_secs(8));
+    let pauses: Vec<_> = (0..7).map(|_| backoff.failed(1.0)).collect();
+    let millis: Vec<_> = pauses.iter().map(|(pause, _)| pause.as_millis()).collect();
+    assert_eq!(millis, [500, 1_000, 2_000, 4_000, 8_000, 8_000, 8_000]);
+    let logged: Vec<_> = pauses.iter().map(|(_, log)| *log).collect();
+    assert_eq!(logged, [true, true, false, true, false, false, false]);
+}

@@ -1,0 +1,46 @@
+//! From Kafka into the archive: fetch, spool, encode, upload, commit, in this order for every segment.
+//!
+//! The archive's own end says where to go on, never the consumer group; a segment counts once its commit is there, and
+//! whatever was not committed is read again from the cluster. Nothing is read back from the archive here but the last
+//! footer of a partition. Neighbours: `everlog-format` makes segments, `everlog-index` keeps the chains and decides who
+//! wrote, `everlog-store` holds the objects.
+//!
+//! | part | does |
+//! |------|------|
+//! | `service` | starts and ends everything |
+//! | `watch` | which topics there are |
+//! | `consume`, `slot` | the one thread that polls; one slot a partition |
+//! | `worker`, `encode`, `commit` | one task a partition: opens, encodes, uploads, commits |
+//! | `decide` | where to begin, what is covered, when to cut: plain functions |
+//! | `chunk`, `spool` | records between consumer and encoder |
+//! | `cluster`, `native` | questions to the cluster; librdkafka's C interface |
+//!
+//! # Limits
+//! - A record header whose key contains a NUL and whose value is null is archived with its key cut at the NUL: librdkafka
+//!   does not show more (see `native`).
+//! - Brokers have to give topic ids (Kafka 2.8 with KIP-516).
+//! - What was produced to a topic in the last `segment_max_age` before the topic is deleted can be lost with it.
+#![cfg_attr(test, allow(clippy::unwrap_used, reason = "a test that can't go on should panic"))]
+
+mod chunk;
+mod clock;
+mod cluster;
+mod commit;
+mod config;
+mod consume;
+mod decide;
+mod encode;
+mod error;
+mod message;
+mod metrics;
+mod native;
+mod service;
+mod slot;
+mod spool;
+mod watch;
+mod worker;
+
+pub use cluster::{Cluster, ClusterError};
+pub use config::{ArchiverConfig, MEMORY_BYTES_MIN, REFUSED_PROPERTIES};
+pub use error::ArchiverError;
+pub use service::Archiver;

@@ -1,0 +1,135 @@
+//! What the archiver tells Prometheus.
+
+use prometheus::core::Collector;
+use prometheus::{Gauge, GaugeVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry};
+
+/// All metrics, registered.
+#[derive(Clone, Debug)]
+pub(crate) struct Metrics {
+    lag_records: IntGaugeVec,
+    unstable_records: IntGaugeVec,
+    lag_seconds: GaugeVec,
+    seconds_since_last_commit: GaugeVec,
+    frozen: IntGaugeVec,
+    contended: IntCounterVec,
+    pub(crate) frozen_partitions: IntGauge,
+    pub(crate) partitions: IntGauge,
+    pub(crate) holes: IntCounter,
+    pub(crate) hole_offsets: IntCounter,
+    pub(crate) records: IntCounter,
+    pub(crate) bytes: IntCounter,
+    pub(crate) segments: IntCounter,
+    pub(crate) segment_bytes: IntCounter,
+    pub(crate) commits: IntCounter,
+    pub(crate) commits_lost: IntCounter,
+    pub(crate) retries: IntCounter,
+    pub(crate) spilled_bytes: IntCounter,
+    pub(crate) memory_bytes: IntGauge,
+}
+
+/// One partition's own metrics; its labels are removed when the partition is given away.
+#[derive(Debug)]
+pub(crate) struct PartitionMetrics {
+    all: Metrics,
+    topic: String,
+    partition: String,
+    pub(crate) lag_records: IntGauge,
+    pub(crate) unstable_records: IntGauge,
+    pub(crate) lag_seconds: Gauge,
+    pub(crate) seconds_since_last_commit: Gauge,
+    frozen: IntGauge,
+    pub(crate) contended: IntCounter,
+}
+
+impl Metrics {
+    pub(crate) fn register(registry: &Registry) -> Result<Metrics, prometheus::Error> {
+        let labels = &["topic", "partition"];
+        let counter = |name, help| added(registry, IntCounter::new(name, help)?);
+        let gauge = |name, help| added(registry, IntGauge::new(name, help)?);
+        let gauges = |name, help| added(registry, IntGaugeVec::new(Opts::new(name, help), labels)?);
+        let floats = |name, help| added(registry, GaugeVec::new(Opts::new(name, help), labels)?);
+        Ok(Metrics {
+            lag_records: gauges("everlog_archiver_lag_records", "Offsets from the archived end to the high watermark.")?,
+            unstable_records: gauges(
+                "everlog_archiver_unstable_records",
+                "Offsets that an open transaction keeps from being read; a hanging one lets this grow.",
+            )?,
+            lag_seconds: floats(
+                "everlog_archiver_lag_seconds",
+                "Age of the oldest fetched record that is not archived yet, by its own timestamp.",
+            )?,
+            seconds_since_last_commit: floats(
+                "everlog_archiver_seconds_since_last_commit",
+                "Seconds since the partition's last commit, or since it was taken over.",
+            )?,
+            frozen: gauges("everlog_archiver_frozen", "1 while the partition stands still because of trouble.")?,
+            contended: added(
+                registry,
+                IntCounterVec::new(
+                    Opts::new(
+                        "everlog_archiver_contended_total",
+                        "Times that the partition was given back because another archiver kept writing to it.",
+                    ),
+                    labels,
+                )?,
+            )?,
+            frozen_partitions: gauge("everlog_archiver_frozen_partitions", "Partitions that stand still.")?,
+            partitions: gauge("everlog_archiver_partitions", "Partitions that this archiver holds.")?,
+            holes: counter("everlog_archiver_holes_total", "Holes recorded: records were lost before they were archived.")?,
+            hole_offsets: counter("everlog_archiver_hole_offsets_total", "Offsets inside recorded holes.")?,
+            records: counter("everlog_archiver_records_total", "Records committed.")?,
+            bytes: counter("everlog_archiver_bytes_total", "Raw bytes of committed keys, values and headers.")?,
+            segments: counter("everlog_archiver_segments_total", "Segments committed.")?,
+            segment_bytes: counter("everlog_archiver_segment_bytes_total", "Bytes of committed segments.")?,
+            commits: counter("everlog_archiver_commits_total", "Commits made.")?,
+            commits_lost: counter("everlog_archiver_commit_lost_total", "Commits lost to another writer.")?,
+            retries: counter("everlog_archiver_retries_total", "Attempts repeated because store or cluster did not answer.")?,
+            spilled_bytes: counter("everlog_archiver_spilled_bytes_total", "Packed bytes moved to disk for want of memory.")?,
+            memory_bytes: gauge("everlog_archiver_memory_bytes", "Bytes of records waiting for an encoder.")?,
+        })
+    }
+
+    pub(crate) fn partition(&self, topic: &str, partition: i32) -> PartitionMetrics {
+        let partition = partition.to_string();
+        let labels = &[topic, partition.as_str()];
+        self.partitions.inc();
+        PartitionMetrics {
+            lag_records: self.lag_records.with_label_values(labels),
+            unstable_records: self.unstable_records.with_label_values(labels),
+            lag_seconds: self.lag_seconds.with_label_values(labels),
+            seconds_since_last_commit: self.seconds_since_last_commit.with_label_values(labels),
+            frozen: self.frozen.with_label_values(labels),
+            contended: self.contended.with_label_values(labels),
+            all: self.clone(),
+            topic: topic.to_owned(),
+            partition,
+        }
+    }
+}
+
+fn added<C: Collector + Clone + 'static>(registry: &Registry, metric: C) -> Result<C, prometheus::Error> {
+    registry.register(Box::new(metric.clone()))?;
+    Ok(metric)
+}
+
+impl PartitionMetrics {
+    pub(crate) fn set_frozen(&self, frozen: bool) {
+        let (before, now) = (self.frozen.get(), i64::from(frozen));
+        self.frozen.set(now);
+        self.all.frozen_partitions.add(now - before);
+    }
+}
+
+impl Drop for PartitionMetrics {
+    fn drop(&mut self) {
+        self.set_frozen(false);
+        self.all.partitions.dec();
+        let labels = &[self.topic.as_str(), self.partition.as_str()];
+        // An error only says that the labels are gone already. `contended` stays: it is a counter.
+        let _ = self.all.lag_records.remove_label_values(labels);
+        let _ = self.all.unstable_records.remove_label_values(labels);
+        let _ = self.all.lag_seconds.remove_label_values(labels);
+        let _ = self.all.seconds_since_last_commit.remove_label_values(labels);
+        let _ = self.all.frozen.remove_label_values(labels);
+    }
+}

@@ -1,0 +1,439 @@
+//! The consumer: batches from librdkafka's queue, and partitions assigned one by one.
+//!
+//! Assignment is cooperative (KIP-429, classic protocol), because only then can a partition be given to the fetcher,
+//! taken back or moved without touching the others. The rebalance callback acknowledges a change and notes it; whoever
+//! polls takes the notes ([`Consumer::take_changes`]) and assigns each partition with [`Consumer::assign`] once the
+//! archive has said where to go on. Whatever was fetched before a partition was assigned anew is dropped by
+//! librdkafka's own version barriers.
+
+use std::ffi::{CStr, CString, c_char, c_int, c_void};
+use std::ptr::{self, NonNull};
+use std::sync::Mutex;
+use std::time::Duration;
+
+use everlog_format::{HeaderRef, RecordRef, TimestampType};
+use rdkafka::types::RDKafkaErrorCode;
+use rdkafka_sys::*;
+
+use super::list::{List, names_of};
+use crate::ArchiverError;
+
+/// Offset of a list element for which none is given.
+const NO_OFFSET: i64 = -1001;
+/// The version whose header layout is known (2.12.1): key, NUL, value in one allocation.
+const HEADER_LAYOUT_VERSION: c_int = 0x020c_01ff;
+
+/// The group gave or took partitions.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Change {
+    Given(Vec<(String, i32)>),
+    Taken(Vec<(String, i32)>),
+}
+
+/// One thing that the queue delivered, in the queue's order.
+#[derive(Debug)]
+pub(crate) struct Delivery<'a> {
+    /// Empty for an event of the whole client.
+    pub(crate) topic: &'a str,
+    pub(crate) partition: i32,
+    /// Whether topic and partition are those of the delivery before (of the same poll).
+    pub(crate) same_partition: bool,
+    pub(crate) what: What<'a>,
+}
+
+/// What was delivered.
+#[derive(Debug)]
+pub(crate) enum What<'a> {
+    /// A record, and the node id of the broker that served it (-1 if unknown).
+    Record(RecordRef<'a>, i32),
+    /// The fetcher has come to the end: everything below `offset` was delivered or holds nothing to deliver.
+    End { offset: i64 },
+    /// The partition, or without a topic the client, is in trouble.
+    Error { code: RDKafkaErrorCode, text: String },
+}
+
+/// How long a header's key is.
+#[derive(Clone, Copy, Debug)]
+enum KeyLength {
+    /// The value lies right behind the key's NUL.
+    FromLayout,
+    /// Up to the first NUL.
+    UpToNul,
+}
+
+struct Shared {
+    changes: Mutex<Vec<Change>>,
+}
+
+/// One member of the consumer group.
+pub(crate) struct Consumer {
+    client: NonNull<rd_kafka_t>,
+    queue: NonNull<rd_kafka_queue_t>,
+    // The callbacks' opaque pointer points into this box.
+    shared: Box<Shared>,
+    key_length: KeyLength,
+    batch: Vec<*mut rd_kafka_message_t>,
+}
+
+// SAFETY: librdkafka's handles may be used from any thread; the batch is only touched through `&mut self`.
+unsafe impl Send for Consumer {}
+
+impl Consumer {
+    /// A consumer with these properties; it connects and joins nothing before [`Consumer::subscribe`].
+    pub(crate) fn new(properties: &[(String, String)], batch_max: usize) -> Result<Consumer, ArchiverError> {
+        let shared = Box::new(Shared { changes: Mutex::new(Vec::new()) });
+        // SAFETY: `rd_kafka_new` takes over the configuration if it succeeds; on every other path it is freed here.
+        // The opaque pointer stays valid because the box lives as long as the client (see `drop`).
+        unsafe {
+            let conf = rd_kafka_conf_new();
+            for (name, value) in properties {
+                if let Err(error) = set(conf, name, value) {
+                    rd_kafka_conf_destroy(conf);
+                    return Err(error);
+                }
+            }
+            rd_kafka_conf_set_opaque(conf, ptr::from_ref(&*shared).cast_mut().cast());
+            rd_kafka_conf_set_rebalance_cb(conf, Some(on_rebalance));
+            rd_kafka_conf_set_log_cb(conf, Some(on_log));
+            rd_kafka_conf_set_error_cb(conf, Some(on_error));
+            let mut text = [0; 512];
+            let client = rd_kafka_new(rd_kafka_type_t::RD_KAFKA_CONSUMER, conf, text.as_mut_ptr(), text.len());
+            let Some(client) = NonNull::new(client) else {
+                rd_kafka_conf_destroy(conf);
+                return Err(ArchiverError::Client { why: super::owned_text(text.as_ptr()) });
+            };
+            rd_kafka_poll_set_consumer(client.as_ptr());
+            let queue = NonNull::new(rd_kafka_queue_get_consumer(client.as_ptr()))
+                .expect("a consumer with a group id has a consumer queue");
+            let known = rd_kafka_version() == HEADER_LAYOUT_VERSION;
+            let key_length = if known { KeyLength::FromLayout } else { KeyLength::UpToNul };
+            Ok(Consumer { client, queue, shared, key_length, batch: vec![ptr::null_mut(); batch_max] })
+        }
+    }
+
+    /// Joins the group for exactly these topics.
+    pub(crate) fn subscribe(&self, topics: &[String]) -> Result<(), RDKafkaErrorCode> {
+        let mut list = List::new();
+        for topic in topics {
+            list.add(topic, -1, NO_OFFSET, None);
+        }
+        // SAFETY: client and list are alive; the list is copied.
+        check(unsafe { rd_kafka_subscribe(self.client.as_ptr(), list.as_ptr()) })
+    }
+
+    /// Waits up to `timeout` for deliveries and hands each to `handle`. Changes of the assignment noted meanwhile
+    /// have to be taken before the deliveries are judged, so `changes` gets them first.
+    pub(crate) fn poll<S>(
+        &mut self,
+        timeout: Duration,
+        state: &mut S,
+        changes: impl FnOnce(&mut S, Vec<Change>),
+        mut handle: impl FnMut(&mut S, Delivery<'_>),
+    ) -> usize {
+        let timeout_ms = c_int::try_from(timeout.as_millis()).unwrap_or(c_int::MAX);
+        // SAFETY: queue and array are alive, and the array has room for as many pointers as it says.
+        let count = unsafe {
+            rd_kafka_consume_batch_queue(self.queue.as_ptr(), timeout_ms, self.batch.as_mut_ptr(), self.batch.len())
+        };
+        changes(state, self.take_changes());
+        let count = usize::try_from(count).unwrap_or(0);
+        let mut before: Option<(*mut rd_kafka_topic_t, i32)> = None;
+        let mut topic = "";
+        for &message in &self.batch[..count] {
+            // SAFETY: the first `count` pointers are messages that we now own and free below, after their last use.
+            // Message and topic handles stay alive until then, so that an equal pointer means the same topic.
+            unsafe {
+                let here = ((*message).rkt, (*message).partition);
+                let same_partition = before == Some(here);
+                if !same_partition {
+                    topic = topic_name((*message).rkt);
+                    before = Some(here);
+                }
+                with_what(message, self.key_length, |what| {
+                    handle(state, Delivery { topic, partition: here.1, same_partition, what });
+                });
+            }
+        }
+        for message in &mut self.batch[..count] {
+            // SAFETY: owned by us and freed once.
+            unsafe { rd_kafka_message_destroy(*message) };
+            *message = ptr::null_mut();
+        }
+        count
+    }
+
+    /// What the group gave and took since the last call, in order.
+    pub(crate) fn take_changes(&self) -> Vec<Change> {
+        std::mem::take(&mut *self.shared.changes.lock().expect("the callback does not panic"))
+    }
+
+    /// Lets the fetcher begin at `offset`. With an epoch, librdkafka first asks the leader whether the log still
+    /// reaches this position in that epoch (KIP-320).
+    pub(crate) fn assign(&self, topic: &str, partition: i32, offset: i64, epoch: Option<i32>) -> Result<(), String> {
+        let mut list = List::new();
+        list.add(topic, partition, offset, epoch);
+        // SAFETY: client and list are alive; the list is copied.
+        take_error(unsafe { rd_kafka_incremental_assign(self.client.as_ptr(), list.as_ptr()) })
+    }
+
+    /// Takes the partition from the fetcher.
+    pub(crate) fn unassign(&self, topic: &str, partition: i32) -> Result<(), String> {
+        let mut list = List::new();
+        list.add(topic, partition, NO_OFFSET, None);
+        // SAFETY: client and list are alive; the list is copied.
+        take_error(unsafe { rd_kafka_incremental_unassign(self.client.as_ptr(), list.as_ptr()) })
+    }
+
+    /// Pauses or resumes fetching.
+    pub(crate) fn set_paused(&self, topic: &str, partition: i32, paused: bool) -> Result<(), RDKafkaErrorCode> {
+        let mut list = List::new();
+        list.add(topic, partition, NO_OFFSET, None);
+        // SAFETY: client and list are alive.
+        check(unsafe {
+            if paused {
+                rd_kafka_pause_partitions(self.client.as_ptr(), list.as_ptr())
+            } else {
+                rd_kafka_resume_partitions(self.client.as_ptr(), list.as_ptr())
+            }
+        })
+    }
+
+    /// Tells the group, without waiting, that everything below `offset` is archived.
+    pub(crate) fn commit(&self, topic: &str, partition: i32, offset: i64) -> Result<(), RDKafkaErrorCode> {
+        let mut list = List::new();
+        list.add(topic, partition, offset, None);
+        // SAFETY: client and list are alive; the list is copied.
+        check(unsafe { rd_kafka_commit(self.client.as_ptr(), list.as_ptr(), 1) })
+    }
+
+    /// Live start and high watermark as the last fetch answer told them; `None` before the first.
+    pub(crate) fn watermarks(&self, topic: &str, partition: i32) -> Option<(i64, i64)> {
+        let name = CString::new(topic).ok()?;
+        let (mut low, mut high) = (-1, -1);
+        // SAFETY: client, name and both targets are alive.
+        let code = unsafe {
+            rd_kafka_get_watermark_offsets(self.client.as_ptr(), name.as_ptr(), partition, &mut low, &mut high)
+        };
+        (check(code).is_ok() && low >= 0 && high >= 0).then_some((low, high))
+    }
+
+    /// Why the client can't go on at all; `None` while it can.
+    pub(crate) fn fatal_error(&self) -> Option<String> {
+        let mut text = [0; 512];
+        // SAFETY: client and buffer are alive, and the buffer has the size given.
+        unsafe {
+            let code = rd_kafka_fatal_error(self.client.as_ptr(), text.as_mut_ptr(), text.len());
+            check(code).is_err().then(|| super::owned_text(text.as_ptr()))
+        }
+    }
+
+    /// Gives up all partitions and closes the membership. A static member does not leave the group, so that nothing
+    /// moves if it comes back in time.
+    pub(crate) fn close(self) {
+        // SAFETY: the client is alive; nothing is fetched after this, and `drop` follows.
+        let code = unsafe { rd_kafka_consumer_close(self.client.as_ptr()) };
+        if let Err(code) = check(code) {
+            tracing::debug!(?code, "consumer did not close cleanly");
+        }
+    }
+}
+
+impl Drop for Consumer {
+    fn drop(&mut self) {
+        // SAFETY: both are ours and freed once, the queue before the client. Destroying the client ends its threads
+        // and with them all callbacks, so `shared` may go afterwards.
+        unsafe {
+            rd_kafka_queue_destroy(self.queue.as_ptr());
+            rd_kafka_destroy(self.client.as_ptr());
+        }
+    }
+}
+
+/// # Safety
+/// `conf` is a live configuration.
+unsafe fn set(conf: *mut rd_kafka_conf_t, name: &str, value: &str) -> Result<(), ArchiverError> {
+    let refused = |why: String| ArchiverError::Property { key: name.to_owned(), why };
+    let (Ok(key), Ok(text)) = (CString::new(name), CString::new(value)) else {
+        return Err(refused("contains a NUL character".to_owned()));
+    };
+    let mut error = [0; 512];
+    // SAFETY: all pointers are alive during the call, and the buffer has the size given.
+    unsafe {
+        let done = rd_kafka_conf_set(conf, key.as_ptr(), text.as_ptr(), error.as_mut_ptr(), error.len());
+        if done == rd_kafka_conf_res_t::RD_KAFKA_CONF_OK {
+            Ok(())
+        } else {
+            Err(refused(super::owned_text(error.as_ptr())))
+        }
+    }
+}
+
+/// # Safety
+/// `topic` is null or a live topic handle; the text is valid as long as the handle.
+unsafe fn topic_name<'a>(topic: *mut rd_kafka_topic_t) -> &'a str {
+    if topic.is_null() {
+        return "";
+    }
+    // SAFETY: a live handle has a NUL-terminated name that lives as long as it. Kafka's names are ASCII; anything else
+    // becomes the empty name, which belongs to no partition of ours.
+    unsafe { CStr::from_ptr(rd_kafka_topic_name(topic)) }.to_str().unwrap_or("")
+}
+
+/// Reads one message and lends it to `then`.
+///
+/// # Safety
+/// `message` is alive during the call.
+unsafe fn with_what(message: *mut rd_kafka_message_t, key_length: KeyLength, then: impl FnOnce(What<'_>)) {
+    // SAFETY: the message is alive; whatever is borrowed from it ends with `then`.
+    unsafe {
+        let raw = &*message;
+        match raw.err {
+            rd_kafka_resp_err_t::RD_KAFKA_RESP_ERR_NO_ERROR => {}
+            rd_kafka_resp_err_t::RD_KAFKA_RESP_ERR__PARTITION_EOF => return then(What::End { offset: raw.offset }),
+            code => {
+                let text = super::owned_text(rd_kafka_message_errstr(message));
+                return then(What::Error { code: code.into(), text });
+            }
+        }
+        let mut kind = rd_kafka_timestamp_type_t::RD_KAFKA_TIMESTAMP_NOT_AVAILABLE;
+        let timestamp_ms = rd_kafka_message_timestamp(message, &mut kind);
+        let timestamp_type = match kind {
+            rd_kafka_timestamp_type_t::RD_KAFKA_TIMESTAMP_LOG_APPEND_TIME => TimestampType::LogAppend,
+            _ => TimestampType::Create,
+        };
+        let epoch = rd_kafka_message_leader_epoch(message);
+        with_headers(message, key_length, |headers| match headers {
+            Ok(headers) => {
+                let record = RecordRef {
+                    offset: raw.offset,
+                    timestamp_ms,
+                    timestamp_type,
+                    leader_epoch: (epoch >= 0).then_some(epoch),
+                    key: bytes(raw.key, raw.key_len),
+                    value: bytes(raw.payload, raw.len),
+                    headers,
+                };
+                then(What::Record(record, rd_kafka_message_broker_id(message)));
+            }
+            Err(code) => then(What::Error { code, text: format!("headers of record {} can't be read", raw.offset) }),
+        });
+    }
+}
+
+/// # Safety
+/// As [`with_what`].
+unsafe fn with_headers(
+    message: *mut rd_kafka_message_t,
+    key_length: KeyLength,
+    then: impl FnOnce(Result<&[HeaderRef<'_>], RDKafkaErrorCode>),
+) {
+    let mut list = ptr::null_mut();
+    // SAFETY: message and target are alive; the headers stay the message's own.
+    match unsafe { rd_kafka_message_headers(message, &mut list) } {
+        rd_kafka_resp_err_t::RD_KAFKA_RESP_ERR_NO_ERROR => {}
+        rd_kafka_resp_err_t::RD_KAFKA_RESP_ERR__NOENT => return then(Ok(&[])),
+        code => return then(Err(code.into())),
+    }
+    let mut headers = Vec::new();
+    loop {
+        let (mut name, mut value, mut size) = (ptr::null(), ptr::null(), 0);
+        // SAFETY: the list and the three targets are alive. What it returns belongs to the message.
+        let code = unsafe { rd_kafka_header_get_all(list, headers.len(), &mut name, &mut value, &mut size) };
+        if code != rd_kafka_resp_err_t::RD_KAFKA_RESP_ERR_NO_ERROR {
+            break;
+        }
+        // SAFETY: name is NUL-terminated, value is null or has `size` bytes; both live as long as the message.
+        unsafe { headers.push(HeaderRef { key: header_key(name, value, key_length), value: bytes(value, size) }) };
+    }
+    then(Ok(&headers));
+}
+
+/// # Safety
+/// `name` is NUL-terminated; name and value are one header's, alive for `'a`.
+unsafe fn header_key<'a>(name: *const c_char, value: *const c_void, key_length: KeyLength) -> &'a [u8] {
+    // SAFETY: NUL-terminated as the caller says.
+    let up_to_nul = unsafe { CStr::from_ptr(name) }.to_bytes();
+    let before_value = value.addr().wrapping_sub(name.addr()).wrapping_sub(1);
+    match key_length {
+        // A key is at most a record long; anything else would be another layout than the one known.
+        KeyLength::FromLayout if !value.is_null() && (up_to_nul.len()..=1 << 30).contains(&before_value) => {
+            // SAFETY: in this version name, NUL and value are one allocation in this order, so all bytes from the
+            // name up to the NUL before the value belong to it.
+            unsafe { std::slice::from_raw_parts(name.cast(), before_value) }
+        }
+        KeyLength::FromLayout | KeyLength::UpToNul => up_to_nul,
+    }
+}
+
+/// # Safety
+/// `data` is null or has `len` bytes that live for `'a`.
+unsafe fn bytes<'a>(data: *const c_void, len: usize) -> Option<&'a [u8]> {
+    // SAFETY: not null, and the caller vouches for length and lifetime.
+    (!data.is_null()).then(|| unsafe { std::slice::from_raw_parts(data.cast(), len) })
+}
+
+fn check(code: rd_kafka_resp_err_t) -> Result<(), RDKafkaErrorCode> {
+    if code == rd_kafka_resp_err_t::RD_KAFKA_RESP_ERR_NO_ERROR { Ok(()) } else { Err(code.into()) }
+}
+
+fn take_error(error: *mut rd_kafka_error_t) -> Result<(), String> {
+    if error.is_null() {
+        return Ok(());
+    }
+    // SAFETY: not null, so ours; read, then freed once.
+    unsafe {
+        let text = super::owned_text(rd_kafka_error_string(error));
+        rd_kafka_error_destroy(error);
+        Err(text)
+    }
+}
+
+/// Acknowledges the change with an empty list (giving) or with those that the fetcher really has (taking), and notes
+/// it. No I/O here: the group waits for this call.
+unsafe extern "C" fn on_rebalance(
+    client: *mut rd_kafka_t,
+    code: rd_kafka_resp_err_t,
+    partitions: *mut rd_kafka_topic_partition_list_t,
+    opaque: *mut c_void,
+) {
+    // SAFETY: librdkafka calls this with a live client and list, and with the opaque pointer set in `new`, whose box
+    // outlives the client.
+    let (shared, concerned) = unsafe { (&*opaque.cast::<Shared>(), names_of(partitions)) };
+    let mut list = List::new();
+    let given = code == rd_kafka_resp_err_t::RD_KAFKA_RESP_ERR__ASSIGN_PARTITIONS;
+    // SAFETY: the client is alive, and the lists are ours.
+    let done = unsafe {
+        if given {
+            take_error(rd_kafka_incremental_assign(client, list.as_ptr()))
+        } else {
+            let mut current = ptr::null_mut();
+            rd_kafka_assignment(client, &mut current);
+            let current = List::from_raw(current).map(|list| list.names()).unwrap_or_default();
+            for (topic, partition) in concerned.iter().filter(|name| current.contains(name)) {
+                list.add(topic, *partition, NO_OFFSET, None);
+            }
+            take_error(rd_kafka_incremental_unassign(client, list.as_ptr()))
+        }
+    };
+    if let Err(why) = done {
+        tracing::warn!(why, given, "a change of the assignment was not acknowledged");
+    }
+    let change = if given { Change::Given(concerned) } else { Change::Taken(concerned) };
+    shared.changes.lock().expect("nobody panics with the lock held").push(change);
+}
+
+unsafe extern "C" fn on_log(_: *const rd_kafka_t, level: c_int, facility: *const c_char, text: *const c_char) {
+    // SAFETY: librdkafka passes NUL-terminated strings that live during the call.
+    let (facility, text) = unsafe { (super::owned_text(facility), super::owned_text(text)) };
+    match level {
+        ..=3 => tracing::warn!(facility, text, "librdkafka reports an error"),
+        4 => tracing::info!(facility, text, "librdkafka warns"),
+        _ => tracing::debug!(facility, text, "librdkafka says"),
+    }
+}
+
+unsafe extern "C" fn on_error(_: *mut rd_kafka_t, code: c_int, reason: *const c_char, _: *mut c_void) {
+    // SAFETY: librdkafka passes a NUL-terminated string that lives during the call.
+    let reason = unsafe { super::owned_text(reason) };
+    tracing::info!(code, reason, "the connection to the cluster is in trouble, librdkafka retries");
+}

@@ -1,0 +1,298 @@
+//! One partition as the consumer's thread sees it: what was delivered, what is open, what is on its way.
+
+use std::collections::{BTreeSet, VecDeque};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use everlog_format::{Offset, RecordRef, TopicId};
+use tokio::sync::mpsc;
+use tokio_util::sync::DropGuard;
+
+use crate::chunk::{Gauge, PartTooLong};
+use crate::decide::{Backwards, BurstPlan, Cut, Limits, OpenSegment, Progress, cut_now, day_cut, day_number};
+use crate::message::{Begin, CutWork, SegmentMeter, Ticket, Work};
+use crate::metrics::PartitionMetrics;
+use crate::spool::Backlog;
+
+/// Size as Parquet of a thousand packed bytes, before anything is known of a partition's records.
+const PER_MILLE_AT_FIRST: u64 = 500;
+/// Cuts on their way at which a partition is paused: one is being committed, one waits for it.
+const CUTS_MAX: usize = 2;
+
+/// A delivery that stops the partition.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum SlotError {
+    #[error(transparent)]
+    Backwards(#[from] Backwards),
+    #[error(transparent)]
+    TooLong(#[from] PartTooLong),
+    #[error("the partition's worker does not keep up or has ended")]
+    Worker,
+}
+
+/// A partition of ours.
+#[derive(Debug)]
+pub(crate) struct Slot {
+    pub(crate) ticket: Ticket,
+    pub(crate) work: mpsc::Sender<Work>,
+    pub(crate) metrics: Arc<PartitionMetrics>,
+    pub(crate) reading: Option<Reading>,
+    pub(crate) since: Instant,
+    /// Ends the worker with the slot.
+    pub(crate) _worker: DropGuard,
+}
+
+/// What the open segment is, beside its range.
+#[derive(Debug)]
+struct Open {
+    records: u64,
+    packed_bytes: u64,
+    first_timestamp_ms: Option<i64>,
+    since: Option<Instant>,
+    served: BTreeSet<i32>,
+    meter: Arc<SegmentMeter>,
+}
+
+impl Open {
+    fn new() -> Open {
+        Open {
+            records: 0,
+            packed_bytes: 0,
+            first_timestamp_ms: None,
+            since: None,
+            served: BTreeSet::new(),
+            meter: Arc::new(SegmentMeter::default()),
+        }
+    }
+}
+
+/// A partition that is being fetched.
+#[derive(Debug)]
+pub(crate) struct Reading {
+    pub(crate) topic_id: TopicId,
+    pub(crate) paused: bool,
+    pub(crate) archived_end: Offset,
+    progress: Progress,
+    backlog: Backlog,
+    open: Open,
+    /// Size as Parquet of a thousand packed bytes.
+    per_mille: u64,
+    cuts: VecDeque<Option<i64>>,
+    last_broker: Option<i32>,
+    high_watermark: i64,
+    end_of_partition: Option<i64>,
+    last_commit: Instant,
+}
+
+impl Reading {
+    pub(crate) fn new(begin: &Begin, gauge: &Arc<Gauge>, now: Instant) -> Reading {
+        Reading {
+            topic_id: begin.topic_id,
+            paused: false,
+            archived_end: begin.covered_from,
+            progress: Progress::new(begin.covered_from),
+            backlog: Backlog::new(gauge),
+            open: Open::new(),
+            per_mille: PER_MILLE_AT_FIRST,
+            cuts: VecDeque::new(),
+            last_broker: None,
+            high_watermark: begin.high_watermark.get(),
+            end_of_partition: None,
+            last_commit: now,
+        }
+    }
+
+    /// The open segment's size as Parquet: what its encoder has seen is known, the rest is estimated by it.
+    fn estimated_bytes(&self) -> u64 {
+        let (encoded, seen) = self.open.meter.get();
+        let waiting = self.open.packed_bytes.saturating_sub(seen);
+        encoded.saturating_add(waiting.saturating_mul(self.per_mille) / 1_000)
+    }
+
+    fn learn_size(&mut self) {
+        let (encoded, seen) = self.open.meter.get();
+        // A little data is mostly headers and says nothing of what follows.
+        if 1 << 20 <= seen {
+            self.per_mille = (encoded.saturating_mul(1_000) / seen).clamp(1, 4_000);
+        }
+    }
+
+    pub(crate) fn spillable_bytes(&self) -> u64 {
+        self.backlog.spillable_bytes()
+    }
+
+    pub(crate) fn backlog_mut(&mut self) -> &mut Backlog {
+        &mut self.backlog
+    }
+
+    pub(crate) fn has_cuts_on_their_way(&self) -> bool {
+        !self.cuts.is_empty()
+    }
+
+    /// Whether the fetcher has brought anything: whatever was wrong before is over.
+    fn has_delivered(&self) -> bool {
+        self.end_of_partition.is_some() || self.open.records > 0 || !self.cuts.is_empty()
+    }
+
+    /// Whether its own progress says that it should not be fetched now.
+    pub(crate) fn wants_pause(&self) -> bool {
+        CUTS_MAX <= self.cuts.len()
+    }
+
+    /// Everything below `end` is archived.
+    pub(crate) fn committed(&mut self, end: Offset, now: Instant) {
+        self.archived_end = end;
+        self.cuts.pop_front();
+        self.last_commit = now;
+    }
+
+    /// The timestamp of the first record that is not archived.
+    fn oldest_timestamp(&self) -> Option<i64> {
+        self.cuts.iter().flatten().copied().next().or(self.open.first_timestamp_ms)
+    }
+}
+
+impl Slot {
+    /// Takes in a record. `now` may be a little old.
+    pub(crate) fn record(
+        &mut self,
+        record: &RecordRef<'_>,
+        broker: i32,
+        plan: BurstPlan,
+        limits: &Limits,
+        now: Instant,
+    ) -> Result<(), SlotError> {
+        let Some(reading) = &mut self.reading else { return Ok(()) };
+        if reading.open.records > 0 {
+            let first = reading.open.first_timestamp_ms.and_then(day_number);
+            let day = day_number(record.timestamp_ms);
+            // The estimate is dearer than comparing the days.
+            if first != day && day_cut(first, day, reading.estimated_bytes()) {
+                self.cut(Cut::Day, false)?;
+            }
+        }
+        let Some(reading) = &mut self.reading else { return Ok(()) };
+        reading.progress.record(record.offset)?;
+        let len = reading.backlog.push(record)?;
+        let open = &mut reading.open;
+        open.records += 1;
+        open.packed_bytes += len;
+        if open.records == 1 {
+            open.first_timestamp_ms = Some(record.timestamp_ms);
+            open.since.get_or_insert(now);
+        }
+        if reading.last_broker != Some(broker) || open.served.is_empty() {
+            reading.last_broker = Some(broker);
+            open.served.insert(broker);
+        }
+        if plan.bytes <= reading.backlog.packed_bytes() {
+            reading.learn_size();
+            let full = limits.max_bytes <= reading.estimated_bytes();
+            self.send_burst(plan.ends_row_group)?;
+            if full {
+                self.cut(Cut::Size, false)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Takes in an end-of-partition event.
+    pub(crate) fn end_of_partition(&mut self, offset: i64, now: Instant) {
+        let Some(reading) = &mut self.reading else { return };
+        reading.progress.end_of_partition(offset);
+        reading.end_of_partition = Some(offset);
+        if reading.progress.range().is_some() {
+            reading.open.since.get_or_insert(now);
+        }
+    }
+
+    fn send(&self, work: Work) -> Result<(), SlotError> {
+        self.work.try_send(work).map_err(|_| SlotError::Worker)
+    }
+
+    fn send_burst(&mut self, ends_row_group: bool) -> Result<(), SlotError> {
+        let Some(reading) = &mut self.reading else { return Ok(()) };
+        let burst = reading.backlog.take();
+        if burst.is_empty() {
+            return Ok(());
+        }
+        let (start, meter) = (reading.progress.start(), Arc::clone(&reading.open.meter));
+        self.send(Work::Burst { start, burst, ends_row_group, meter })
+    }
+
+    /// Ends the open segment, if it covers anything.
+    pub(crate) fn cut(&mut self, why: Cut, doubtful: bool) -> Result<(), SlotError> {
+        if self.reading.as_ref().is_none_or(|reading| reading.progress.range().is_none()) {
+            return Ok(());
+        }
+        self.send_burst(false)?;
+        let Some(reading) = &mut self.reading else { return Ok(()) };
+        let Some(range) = reading.progress.range() else { return Ok(()) };
+        reading.learn_size();
+        reading.progress.cut();
+        let open = std::mem::replace(&mut reading.open, Open::new());
+        // Brokers that are not known (-1) can't be asked; the worker then asks all.
+        let known = !open.served.iter().any(|broker| *broker < 0);
+        let served = if known { open.served } else { BTreeSet::new() };
+        reading.cuts.push_back(open.first_timestamp_ms);
+        self.send(Work::Cut(CutWork { range, why, served, doubtful }))
+    }
+
+    /// Looks whether the open segment has to be cut.
+    pub(crate) fn look(
+        &mut self,
+        limits: &Limits,
+        live: Option<(i64, i64)>,
+        retention: Option<Duration>,
+        now: Instant,
+        unix_ms: i64,
+    ) -> Result<(), SlotError> {
+        let Some(reading) = &mut self.reading else { return Ok(()) };
+        let record_age = reading
+            .open
+            .first_timestamp_ms
+            .filter(|timestamp| 0 < *timestamp)
+            .and_then(|timestamp| u64::try_from(unix_ms.saturating_sub(timestamp)).ok());
+        let view = OpenSegment {
+            range: reading.progress.range(),
+            bytes: if reading.open.records == 0 { 0 } else { reading.estimated_bytes() },
+            age: reading.open.since.map_or(Duration::ZERO, |since| now.saturating_duration_since(since)),
+            oldest_record_age: record_age.map(Duration::from_millis),
+            archived_end: reading.archived_end,
+            retention,
+            live_start: live.and_then(|(low, _)| Offset::new(low).ok()),
+        };
+        // Not while cuts wait already: the next one would only be smaller.
+        if !reading.wants_pause()
+            && let Some(why) = cut_now(&view, limits)
+        {
+            self.cut(why, false)?;
+        }
+        Ok(())
+    }
+
+    /// Brings the metrics up to date.
+    pub(crate) fn measure(&mut self, live: Option<(i64, i64)>, now: Instant, unix_ms: i64) {
+        let last_commit = self.reading.as_ref().map_or(self.since, |reading| reading.last_commit);
+        self.metrics.seconds_since_last_commit.set(now.saturating_duration_since(last_commit).as_secs_f64());
+        let Some(reading) = &mut self.reading else { return };
+        if reading.has_delivered() {
+            self.metrics.set_frozen(false);
+        }
+        if let Some((_, high)) = live {
+            reading.high_watermark = high;
+        }
+        let lag = reading.high_watermark.saturating_sub(reading.archived_end.get()).max(0);
+        self.metrics.lag_records.set(lag);
+        // At an end that lies below the high watermark, an open transaction holds back what is between.
+        let unstable = match reading.end_of_partition {
+            Some(end) if reading.progress.end().get() == end => reading.high_watermark.saturating_sub(end).max(0),
+            _ => 0,
+        };
+        self.metrics.unstable_records.set(unstable);
+        let oldest = reading.oldest_timestamp().filter(|timestamp| lag > 0 && 0 < *timestamp);
+        let age_ms = oldest.map_or(0, |timestamp| unix_ms.saturating_sub(timestamp).max(0));
+        let age = Duration::from_millis(u64::try_from(age_ms).unwrap_or(0));
+        self.metrics.lag_seconds.set(age.as_secs_f64());
+    }
+}

@@ -1,0 +1,208 @@
+//! Watches the cluster: which topics there are and match, what they are configured to, which incarnation they are.
+
+use std::collections::{BTreeSet, HashMap};
+use std::error::Error;
+use std::sync::RwLock;
+use std::time::Duration;
+
+use everlog_format::{TopicId, TopicName, TopicSelection};
+use tokio::sync::mpsc;
+
+use crate::cluster::{Cluster, ClusterError, ClusterView, TopicConfigs};
+use crate::decide::Backoff;
+use crate::message::Command;
+
+/// How often the cluster is looked at.
+const LOOK_EVERY: Duration = Duration::from_secs(10);
+/// Configurations are asked for anew in every so many looks, and at once for topics not seen before.
+const CONFIGS_EVERY: u32 = 30;
+/// Topics in one request.
+const REQUEST_TOPICS: usize = 200;
+
+/// What is known of one topic.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct TopicFacts {
+    pub(crate) partition_count: u32,
+    pub(crate) configs: TopicConfigs,
+}
+
+/// What is known of all topics that match; written by the watch, read by everybody.
+#[derive(Debug, Default)]
+pub(crate) struct Facts(RwLock<HashMap<String, TopicFacts>>);
+
+impl Facts {
+    /// Defaults if nothing is known.
+    pub(crate) fn topic(&self, name: &str) -> TopicFacts {
+        self.0.read().expect("no writer panics").get(name).cloned().unwrap_or_default()
+    }
+
+    pub(crate) fn retention(&self, name: &str) -> Option<Duration> {
+        self.0.read().expect("no writer panics").get(name)?.configs.retention()
+    }
+
+    fn set(&self, name: &str, facts: TopicFacts) {
+        self.0.write().expect("no writer panics").insert(name.to_owned(), facts);
+    }
+}
+
+/// See the module.
+pub(crate) struct Watch {
+    pub(crate) cluster: Cluster,
+    pub(crate) selection: TopicSelection,
+    pub(crate) facts: std::sync::Arc<Facts>,
+    pub(crate) commands: mpsc::Sender<Command>,
+    known_configs: HashMap<String, TopicConfigs>,
+    internal: BTreeSet<String>,
+    subscribed: Option<Vec<String>>,
+    looks: u32,
+}
+
+/// Whether a topic is to be archived. Compacted and internal topics and those of Kafka Streams need their plain name.
+pub(crate) fn selected(selection: &TopicSelection, name: &str, compacted: bool, internal: bool) -> bool {
+    // A name that is no legal one can't be archived, and Kafka itself makes none.
+    TopicName::new(name).is_ok()
+        && selection.matches(name, compacted || internal || TopicSelection::name_needs_plain_name(name))
+}
+
+impl Watch {
+    pub(crate) fn new(
+        cluster: Cluster,
+        selection: TopicSelection,
+        facts: std::sync::Arc<Facts>,
+        commands: mpsc::Sender<Command>,
+    ) -> Watch {
+        Watch {
+            cluster,
+            selection,
+            facts,
+            commands,
+            known_configs: HashMap::new(),
+            internal: BTreeSet::new(),
+            subscribed: None,
+            looks: 0,
+        }
+    }
+
+    /// Looks until it is dropped.
+    pub(crate) async fn run(mut self) {
+        let mut backoff = Backoff::new(LOOK_EVERY);
+        loop {
+            let pause = match self.look().await {
+                Ok(()) => {
+                    backoff = Backoff::new(LOOK_EVERY);
+                    LOOK_EVERY
+                }
+                Err(error) => {
+                    let (pause, log) = backoff.failed(rand::random());
+                    if log {
+                        let error = &error as &dyn Error;
+                        tracing::warn!(error, ?pause, "the cluster can't be looked at, will retry");
+                    }
+                    pause
+                }
+            };
+            tokio::time::sleep(pause).await;
+        }
+    }
+
+    async fn look(&mut self) -> Result<(), ClusterError> {
+        let view = self.cluster.metadata(None).await?;
+        let candidates: Vec<String> = view
+            .topics
+            .iter()
+            .map(|topic| topic.name.clone())
+            .filter(|name| selected(&self.selection, name, false, false))
+            .collect();
+        self.learn_configs(&candidates).await;
+        let described = self.describe(&candidates, &view).await?;
+        let topics: Vec<String> = candidates
+            .into_iter()
+            .filter(|name| {
+                let compacted = self.known_configs.get(name).is_some_and(TopicConfigs::is_compacted);
+                selected(&self.selection, name, compacted, self.internal.contains(name))
+            })
+            .collect();
+        for topic in view.topics.iter().filter(|topic| topics.contains(&topic.name)) {
+            let partition_count = u32::try_from(topic.leaders.len()).unwrap_or(u32::MAX);
+            let configs = self.known_configs.get(&topic.name).cloned().unwrap_or_default();
+            self.facts.set(&topic.name, TopicFacts { partition_count, configs });
+        }
+        self.tell(topics, described).await;
+        self.looks = self.looks.wrapping_add(1);
+        Ok(())
+    }
+
+    async fn tell(&mut self, topics: Vec<String>, described: Vec<(String, TopicId)>) {
+        if self.subscribed.as_ref() != Some(&topics) {
+            if topics.is_empty() {
+                let selection = &self.selection;
+                tracing::warn!(%selection, "no topic of the cluster matches the selection, keeping watch");
+            } else {
+                tracing::info!(count = topics.len(), ?topics, "archiving these topics");
+            }
+            self.send(Command::Subscribe(topics.clone())).await;
+        }
+        let ids = described.into_iter().filter(|(name, _)| topics.contains(name)).collect();
+        self.send(Command::Incarnations(ids)).await;
+        self.subscribed = Some(topics);
+    }
+
+    async fn send(&self, command: Command) {
+        // An error means that the archiver is ending.
+        let _ = self.commands.send(command).await;
+    }
+
+    async fn learn_configs(&mut self, candidates: &[String]) {
+        let all = self.looks.is_multiple_of(CONFIGS_EVERY);
+        let wanted: Vec<String> =
+            candidates.iter().filter(|name| all || !self.known_configs.contains_key(*name)).cloned().collect();
+        for names in wanted.chunks(REQUEST_TOPICS) {
+            match self.cluster.configs(names).await {
+                Some(found) => self.known_configs.extend(found),
+                // Treated as an ordinary topic, and not asked about again for a while.
+                None => self.known_configs.extend(names.iter().map(|name| (name.clone(), TopicConfigs::default()))),
+            }
+        }
+    }
+
+    async fn describe(
+        &mut self,
+        candidates: &[String],
+        view: &ClusterView,
+    ) -> Result<Vec<(String, TopicId)>, ClusterError> {
+        let mut ids = Vec::new();
+        for names in candidates.chunks(REQUEST_TOPICS) {
+            for described in self.cluster.describe_anywhere(names, &view.brokers).await? {
+                if described.internal {
+                    self.internal.insert(described.topic.clone());
+                }
+                if let Ok(Some(id)) = described.id {
+                    ids.push((described.topic, id));
+                }
+            }
+        }
+        Ok(ids)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn topics_that_keep_no_history_need_their_plain_name() {
+        let check = |arguments: &[&str], name: &str, compacted, internal, wanted: bool| {
+            let selection = TopicSelection::parse(arguments).unwrap();
+            assert_eq!(selected(&selection, name, compacted, internal), wanted, "{arguments:?} {name}");
+        };
+        check(&["orders"], "orders", false, false, true);
+        check(&["or.*"], "orders", false, false, true);
+        check(&["or.*"], "orders", true, false, false);
+        check(&["orders"], "orders", true, false, true);
+        check(&[".*"], "__consumer_offsets", false, false, false);
+        check(&["__consumer_offsets"], "__consumer_offsets", true, true, true);
+        check(&[".*"], "app-store-changelog", false, false, false);
+        check(&[".*"], "app-repartition", false, false, false);
+        check(&[".*"], "hidden", false, true, false);
+    }
+}

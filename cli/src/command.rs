@@ -1,0 +1,7 @@
+//! The subcommands, one file each.
+
+pub(crate) mod config;
+pub(crate) mod demo;
+pub(crate) mod inspect;
+pub(crate) mod serve;
+pub(crate) mod verify;

@@ -1,0 +1,218 @@
+//! `everlog run`, `archive` and `proxy`: the services, from start to drained.
+
+use std::process::ExitCode;
+use std::sync::Arc;
+
+use anyhow::{Context as _, Result, bail};
+use everlog_archiver::{Archiver, ArchiverConfig};
+use everlog_index::Archive;
+use everlog_proxy::{OnHole, Proxy, ProxyConfig};
+use prometheus::Registry;
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
+use tracing::{error, info, warn};
+
+use crate::config::{HoleRule, ServiceConfig};
+use crate::data_dir::DataDir;
+use crate::health::{Health, State};
+use crate::metrics_server::MetricsServer;
+use crate::open::open_to_serve;
+use crate::process_metrics::ProcessMetrics;
+use crate::signals::{DRAIN_MAX, shutdown_on_signal};
+use crate::store_metrics::StoreMetrics;
+
+/// Names of the process's parts in logs and in `/healthz`.
+const ARCHIVE: &str = "archive";
+const ARCHIVER: &str = "archiver";
+const PROXY: &str = "proxy";
+
+/// Runs what `config` asks for until a signal comes or a part fails.
+pub(crate) async fn serve(config: ServiceConfig) -> Result<ExitCode> {
+    let shutdown = shutdown_on_signal().context("signals cannot be caught")?;
+    let (registry, health) = (Registry::new(), Health::default());
+    health.set(ARCHIVE, State::NotReady("opening".to_owned()));
+    let metrics =
+        match config.metrics {
+            Some(address) => {
+                let server = MetricsServer::bind(address, registry.clone(), health.clone()).await;
+                Some(server.with_context(|| {
+                    format!("metrics cannot be served at {address} (--metrics)")
+                })?)
+            }
+            None => None,
+        };
+    // Metrics outlive the services, so that a drain can be watched; they end with this token.
+    let _stop_metrics = metrics.map(|server| {
+        let stop = CancellationToken::new();
+        tokio::spawn(server.run(stop.clone()));
+        stop.drop_guard()
+    });
+
+    let started = shutdown
+        .run_until_cancelled(start(&config, &registry, &health))
+        .await;
+    let Some(started) = started else {
+        info!("stopped before everything had started");
+        return Ok(ExitCode::SUCCESS);
+    };
+    let Started { services, data_dir } = started?;
+    let status = watch(services, &shutdown, &health).await;
+    drop(data_dir);
+    status
+}
+
+/// What is about to run, and the directory it runs on.
+struct Started {
+    services: Services,
+    data_dir: DataDir,
+}
+
+struct Services {
+    archiver: Option<Archiver>,
+    proxy: Option<Proxy>,
+}
+
+async fn start(config: &ServiceConfig, registry: &Registry, health: &Health) -> Result<Started> {
+    let data_dir = DataDir::open(config.data_dir.as_deref())?;
+    if config.archive.url.starts_with("memory:") {
+        warn!("the archive is in memory: everything in it is lost when this process ends");
+    }
+    // A proxy of its own never writes: where there is no archive yet, it has to wait for somebody's archiver.
+    let archive = open_to_serve(
+        &config.archive,
+        config.roles.archiver,
+        data_dir.node_cache(),
+    )
+    .await?;
+    registry.register(Box::new(StoreMetrics::new(Arc::clone(archive.store()))?))?;
+    registry.register(Box::new(ProcessMetrics::new()?))?;
+    health.set(ARCHIVE, State::Ready);
+    info!(archive = archive.store().url(), topics = %config.topics, "the archive is open");
+
+    let archiver = match config.roles.archiver {
+        true => Some(archiver(config, &data_dir, &archive, registry)?),
+        false => None,
+    };
+    if archiver.is_some() {
+        health.set(ARCHIVER, State::NotReady("starting".to_owned()));
+    }
+    let proxy = match config.roles.proxy {
+        true => {
+            health.set(PROXY, State::NotReady("starting".to_owned()));
+            Some(proxy(config, &data_dir, &archive, registry).await?)
+        }
+        false => None,
+    };
+    Ok(Started {
+        services: Services { archiver, proxy },
+        data_dir,
+    })
+}
+
+fn archiver(
+    config: &ServiceConfig,
+    data_dir: &DataDir,
+    archive: &Arc<Archive>,
+    registry: &Registry,
+) -> Result<Archiver> {
+    let archiver_config = ArchiverConfig {
+        bootstrap_servers: config.bootstrap_servers.clone(),
+        kafka_properties: config.properties.clone(),
+        topics: config.topics.clone(),
+        group_id: config.group_id.clone(),
+        instance_id: config.instance_id.clone(),
+        spool_dir: data_dir.spool(),
+        segment_max_bytes: config.segment_max_bytes,
+        segment_max_age: config.segment_max_age,
+        memory_bytes: config.memory.archiver_bytes,
+    };
+    Archiver::new(archiver_config, Arc::clone(archive), registry)
+        .context("the archiver cannot start")
+}
+
+async fn proxy(
+    config: &ServiceConfig,
+    data_dir: &DataDir,
+    archive: &Arc<Archive>,
+    registry: &Registry,
+) -> Result<Proxy> {
+    let proxy_config = ProxyConfig {
+        bootstrap_servers: config.bootstrap_servers.clone(),
+        listen: config.listen,
+        advertise: config.advertise.clone(),
+        node_ports: config.node_ports.clone(),
+        topics: config.topics.clone(),
+        memory_bytes: config.memory.proxy_bytes,
+        data_dir: data_dir.proxy()?,
+        on_hole: match config.on_hole {
+            HoleRule::Fail => OnHole::Fail,
+            HoleRule::Skip => OnHole::Skip,
+        },
+    };
+    let proxy = Proxy::bind(proxy_config, Arc::clone(archive), registry)
+        .await
+        .context("the proxy cannot start")?;
+    info!(listen = %proxy.local_addr(), "clients can connect");
+    Ok(proxy)
+}
+
+/// Runs the services. One that ends by itself takes the others with it: half a sidecar helps nobody, and whoever
+/// supervises the process starts it anew.
+async fn watch(
+    services: Services,
+    shutdown: &CancellationToken,
+    health: &Health,
+) -> Result<ExitCode> {
+    let mut running: JoinSet<(&'static str, Result<()>)> = JoinSet::new();
+    if let Some(archiver) = services.archiver {
+        let shutdown = shutdown.clone();
+        running.spawn(async move { (ARCHIVER, archiver.run(shutdown).await.map_err(Into::into)) });
+        health.set(ARCHIVER, State::Ready);
+    }
+    if let Some(proxy) = services.proxy {
+        let shutdown = shutdown.clone();
+        running.spawn(async move { (PROXY, proxy.run(shutdown).await.map_err(Into::into)) });
+        health.set(PROXY, State::Ready);
+    }
+    let mut failure = None;
+    let drained = async {
+        while let Some(ended) = running.join_next().await {
+            match ended {
+                Ok((name, Ok(()))) if shutdown.is_cancelled() => {
+                    health.set(name, State::NotReady("stopped".to_owned()));
+                    info!(part = name, "stopped");
+                }
+                Ok((name, result)) => {
+                    let err = result
+                        .err()
+                        .unwrap_or_else(|| anyhow::anyhow!("it ended without being asked to"));
+                    health.set(name, State::NotReady(format!("failed: {err:#}")));
+                    error!(part = name, error = %format!("{err:#}"), "a part of the process failed, stopping the rest");
+                    failure.get_or_insert(err.context(format!("the {name} failed")));
+                    shutdown.cancel();
+                }
+                Err(err) => {
+                    failure.get_or_insert(err.into());
+                    shutdown.cancel();
+                }
+            }
+        }
+    };
+    let deadline = async {
+        shutdown.cancelled().await;
+        tokio::time::sleep(DRAIN_MAX).await;
+    };
+    let in_time = tokio::select! {
+        () = drained => true,
+        () = deadline => false,
+    };
+    match failure {
+        Some(err) => Err(err),
+        None if in_time => Ok(ExitCode::SUCCESS),
+        // Nothing is lost by it: what is not committed, the cluster still has.
+        None => bail!(
+            "not everything had stopped after {} s, ending all the same",
+            DRAIN_MAX.as_secs()
+        ),
+    }
+}

@@ -1,0 +1,246 @@
+//! One segment: its bytes read once, in order, hashed as a whole and decoded row group by row group.
+
+use std::ops::Range;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use everlog_format::{Hash, OffsetRange, RowGroupReader, Segment};
+use everlog_index::{DataEntry, Snapshot};
+use everlog_store::{Key, Store};
+use indicatif::ProgressBar;
+use sha2::{Digest, Sha256};
+
+use super::tally::Tally;
+use super::{Finding, all_causes, store_finding};
+
+/// Bytes that are only hashed are read in pieces of this size.
+const PIECE_BYTES: u64 = 8 << 20;
+
+/// Raw bytes decoded at a time.
+const SLICE_RAW_BYTES: usize = 1 << 20;
+
+/// What is wrong with the segment, if anything.
+pub(crate) async fn check(
+    store: &Arc<dyn Store>,
+    snapshot: &Snapshot,
+    range: OffsetRange,
+    data: &DataEntry,
+    bar: &ProgressBar,
+) -> Option<Finding> {
+    let key = snapshot.segment_key(range, data);
+    let damage = |why: String| {
+        Some(Finding::Damage {
+            what: key.to_string(),
+            why,
+        })
+    };
+    let footer_start = match data.bytes.checked_sub(u64::from(data.footer_len)) {
+        Some(start) => start,
+        None => {
+            return damage(format!(
+                "the index says {} bytes, {} of them footer",
+                data.bytes, data.footer_len
+            ));
+        }
+    };
+    let tail = match store.get_range(&key, footer_start..data.bytes).await {
+        Ok(tail) => tail,
+        Err(err) => return Some(store_finding(key.to_string(), &err)),
+    };
+    let segment = match Segment::parse(&tail, data.bytes) {
+        Ok(segment) => Arc::new(segment),
+        Err(err) => return damage(all_causes(&err)),
+    };
+    if let Some(why) = wrong_identity(&segment, snapshot, range) {
+        return damage(why);
+    }
+    let pieces = match pieces(&segment, footer_start) {
+        Ok(pieces) => pieces,
+        Err(why) => return damage(why),
+    };
+    let mut state = State {
+        hasher: Sha256::new(),
+        tally: Tally::new(range),
+        trouble: None,
+    };
+    for piece in pieces {
+        let bytes = match store.get_range(&key, piece.bytes.clone()).await {
+            Ok(bytes) => bytes,
+            Err(err) => return Some(store_finding(key.to_string(), &err)),
+        };
+        bar.inc(bytes.len() as u64);
+        let segment = Arc::clone(&segment);
+        // Hashing and decoding 8 MiB takes tens of milliseconds: too long to hold up a thread that others wait for.
+        state =
+            match tokio::task::spawn_blocking(move || state.take(&segment, piece.row_group, bytes))
+                .await
+            {
+                Ok(state) => state,
+                Err(err) => {
+                    return Some(Finding::Unchecked {
+                        what: key.to_string(),
+                        why: err.to_string(),
+                    });
+                }
+            };
+    }
+    bar.inc(tail.len() as u64);
+    state.hasher.update(&tail);
+    conclude(&key, state, data)
+}
+
+/// The hash says most: with it right, a wrong figure is the index's.
+fn conclude(key: &Key, state: State, data: &DataEntry) -> Option<Finding> {
+    let hash = Hash::from_digest(state.hasher.finalize().into());
+    let why = if hash != data.hash {
+        Some(format!("its bytes hash to {hash}"))
+    } else {
+        state.trouble.or_else(|| state.tally.difference(data))
+    };
+    why.map(|why| Finding::Damage {
+        what: key.to_string(),
+        why,
+    })
+}
+
+fn wrong_identity(segment: &Segment, snapshot: &Snapshot, range: OffsetRange) -> Option<String> {
+    let (identity, key) = (segment.identity(), snapshot.key());
+    if identity.incarnation != key.incarnation || identity.partition != key.partition {
+        let (incarnation, partition) = (&identity.incarnation, identity.partition);
+        return Some(format!(
+            "it says that it belongs to {}/{}/{partition}",
+            incarnation.cluster, incarnation.topic_id
+        ));
+    }
+    if identity.topic != snapshot.topic().name {
+        return Some(format!(
+            "it says that it belongs to the topic {}",
+            identity.topic
+        ));
+    }
+    if segment.range() != range {
+        return Some(format!(
+            "it says that it covers {}, and the index {range}",
+            segment.range()
+        ));
+    }
+    None
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Piece {
+    bytes: Range<u64>,
+    /// The row group that these bytes are.
+    row_group: Option<usize>,
+}
+
+/// `[0, end)` without a gap: the row groups, and what lies between them.
+fn pieces(segment: &Segment, end: u64) -> Result<Vec<Piece>, String> {
+    let row_groups = segment.row_groups().iter().map(|group| group.bytes.clone());
+    lay_out(row_groups, end).ok_or_else(|| "its row groups overlap or leave the file".to_owned())
+}
+
+fn lay_out(row_groups: impl Iterator<Item = Range<u64>>, end: u64) -> Option<Vec<Piece>> {
+    let mut pieces = Vec::new();
+    let mut at = 0;
+    let fill = |pieces: &mut Vec<Piece>, from: u64, to: u64| {
+        let mut start = from;
+        while start < to {
+            let stop = to.min(start + PIECE_BYTES);
+            pieces.push(Piece {
+                bytes: start..stop,
+                row_group: None,
+            });
+            start = stop;
+        }
+    };
+    for (index, bytes) in row_groups.enumerate() {
+        if bytes.start < at || bytes.end <= bytes.start || end < bytes.end {
+            return None;
+        }
+        fill(&mut pieces, at, bytes.start);
+        at = bytes.end;
+        pieces.push(Piece {
+            bytes,
+            row_group: Some(index),
+        });
+    }
+    fill(&mut pieces, at, end);
+    Some(pieces)
+}
+
+struct State {
+    hasher: Sha256,
+    tally: Tally,
+    /// The first thing that would not decode. Hashing goes on: the hash tells whether the bytes or the writer are at fault.
+    trouble: Option<String>,
+}
+
+impl State {
+    fn take(mut self, segment: &Arc<Segment>, row_group: Option<usize>, bytes: Bytes) -> State {
+        self.hasher.update(&bytes);
+        if let (Some(index), None) = (row_group, &self.trouble) {
+            self.trouble = self.decode(segment, index, bytes).err();
+        }
+        self
+    }
+
+    fn decode(&mut self, segment: &Arc<Segment>, index: usize, bytes: Bytes) -> Result<(), String> {
+        let in_group = |text: String| format!("row group {index}: {text}");
+        let mut reader =
+            RowGroupReader::new(segment, index, bytes).map_err(|err| in_group(all_causes(&err)))?;
+        while let Some(slice) = reader
+            .next_slice(SLICE_RAW_BYTES)
+            .map_err(|err| in_group(all_causes(&err)))?
+        {
+            let mut headers = Vec::new();
+            for record in 0..slice.len() {
+                self.tally
+                    .add(&slice.get(record, &mut headers))
+                    .map_err(in_group)?;
+            }
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_byte_is_in_one_piece() {
+        let groups = [
+            4..100,
+            100..PIECE_BYTES * 3,
+            PIECE_BYTES * 3 + 7..PIECE_BYTES * 4,
+        ];
+        let end = PIECE_BYTES * 6 + 1;
+        let pieces = lay_out(groups.into_iter(), end).expect("they fit");
+        let mut at = 0;
+        for piece in &pieces {
+            assert_eq!(piece.bytes.start, at);
+            assert!(
+                piece.row_group.is_some() || piece.bytes.end - piece.bytes.start <= PIECE_BYTES
+            );
+            at = piece.bytes.end;
+        }
+        assert_eq!(at, end);
+        assert_eq!(
+            pieces
+                .iter()
+                .filter_map(|piece| piece.row_group)
+                .collect::<Vec<_>>(),
+            [0, 1, 2]
+        );
+    }
+
+    #[test]
+    fn row_groups_that_overlap_or_leave_the_file_are_refused() {
+        assert_eq!(lay_out([4..100, 99..200].into_iter(), 300), None);
+        assert_eq!(lay_out([4..301].into_iter(), 300), None);
+        #[expect(clippy::reversed_empty_ranges, reason = "a file may say anything")]
+        let backwards = 10..4;
+        assert_eq!(lay_out([backwards].into_iter(), 300), None);
+    }
+}

@@ -1,0 +1,128 @@
+//! `everlog`: the one binary. It reads the configuration, starts what the subcommand names, and hands signals on; all
+//! that archives and serves lives in the other crates.
+
+mod args;
+mod cluster;
+mod command;
+mod config;
+mod data_dir;
+mod health;
+mod logging;
+mod metrics_server;
+mod open;
+mod process_metrics;
+mod signals;
+mod store_metrics;
+mod table;
+mod terminal;
+
+use std::process::ExitCode;
+
+use anyhow::Context as _;
+use args::Command;
+use command::verify::Verdict;
+use config::{FlagLayer, Layers, LogConfig, LogFormat, Problems, Roles, ServiceConfig, ToolConfig};
+use terminal::print_error;
+
+/// Bad usage, a bad configuration, or a check that could not be made.
+const EXIT_NOT_DONE: u8 = 2;
+
+/// What services log unless the operator says otherwise.
+const SERVICE_LOG: &str = "info";
+
+/// Tools print their results; only trouble is logged.
+const TOOL_LOG: &str = "warn";
+
+fn main() -> ExitCode {
+    let args = match args::parse(std::env::args_os()) {
+        Ok(args) => args,
+        Err(err) => {
+            // Help and version come this way too, and then it prints to standard output and exits with 0.
+            let status = u8::try_from(err.exit_code()).unwrap_or(EXIT_NOT_DONE);
+            return if err.print().is_ok() {
+                ExitCode::from(status)
+            } else {
+                ExitCode::from(EXIT_NOT_DONE)
+            };
+        }
+    };
+    let is_verify = matches!(args.command, Command::Verify(_));
+    match run(args.command) {
+        Ok(status) => status,
+        Err(err) => {
+            print_error(&format!("{err:#}"));
+            // For `verify` 1 means damage, and an error on the way to it is no damage.
+            let not_done = is_verify || err.downcast_ref::<Problems>().is_some();
+            ExitCode::from(if not_done { EXIT_NOT_DONE } else { 1 })
+        }
+    }
+}
+
+fn run(command: Command) -> anyhow::Result<ExitCode> {
+    let done = |()| ExitCode::SUCCESS;
+    match command {
+        Command::Run(flags) => serve(&flags.given, Roles::BOTH),
+        Command::Archive(flags) => serve(&flags.given, Roles::ARCHIVER),
+        Command::Proxy(flags) => serve(&flags.given, Roles::PROXY),
+        Command::Inspect(args) => {
+            let config = tool(&args.flags.given)?;
+            block_on(command::inspect::inspect(config, args.json)).map(done)
+        }
+        Command::Verify(args) => {
+            let config = tool(&args.flags.given)?;
+            block_on(command::verify::verify(config)).map(|verdict| match verdict {
+                Verdict::Sound => ExitCode::SUCCESS,
+                Verdict::Damaged => ExitCode::from(1),
+                Verdict::Unknown => ExitCode::from(EXIT_NOT_DONE),
+            })
+        }
+        Command::Config(args) if args.example => command::config::example().map(done),
+        Command::Config(args) => command::config::show(&args.flags.given).map(done),
+        Command::Demo(args) => {
+            logging::start(
+                &LogConfig {
+                    filter: std::env::var("EVERLOG_LOG").ok(),
+                    format: LogFormat::Auto,
+                },
+                TOOL_LOG,
+            );
+            block_on(command::demo::demo(args))
+        }
+    }
+}
+
+fn layers(flags: &FlagLayer) -> Layers {
+    Layers::read(flags, std::env::vars_os().collect())
+}
+
+fn serve(flags: &FlagLayer, roles: Roles) -> anyhow::Result<ExitCode> {
+    let config = ServiceConfig::new(layers(flags), roles, host_name())?;
+    logging::start(&config.log, SERVICE_LOG);
+    block_on(command::serve::serve(config))
+}
+
+fn tool(flags: &FlagLayer) -> Result<ToolConfig, Problems> {
+    let config = ToolConfig::new(layers(flags))?;
+    logging::start(&config.log, TOOL_LOG);
+    Ok(config)
+}
+
+/// Runs to the end on a runtime with a thread per core.
+fn block_on<T>(future: impl Future<Output = anyhow::Result<T>>) -> anyhow::Result<T> {
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .build();
+    let runtime = runtime.context("the runtime could not be started")?;
+    let result = runtime.block_on(future);
+    // Threads that are blocked in a library must not keep the process from ending.
+    runtime.shutdown_background();
+    result
+}
+
+fn host_name() -> Option<String> {
+    let name = std::fs::read_to_string("/proc/sys/kernel/hostname")
+        .ok()
+        .or_else(|| std::env::var("HOSTNAME").ok())?;
+    let name = name.trim();
+    (!name.is_empty()).then(|| name.to_owned())
+}

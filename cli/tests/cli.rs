@@ -1,0 +1,319 @@
+//! The built binary, as operators meet it: configuration, its mistakes, its help. Nothing here needs a cluster or a store.
+#![expect(clippy::unwrap_used, reason = "a test may fail loudly")]
+
+use std::path::Path;
+use std::process::{Command, Output};
+
+struct Ran {
+    status: i32,
+    out: String,
+    err: String,
+}
+
+/// Runs `everlog` in `dir` with nothing of this process's environment that could interfere.
+fn everlog(dir: &Path, arguments: &[&str], variables: &[(&str, &str)]) -> Ran {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_everlog"));
+    command
+        .current_dir(dir)
+        .args(arguments)
+        .env_clear()
+        .env("COLUMNS", "100");
+    command.envs(variables.iter().copied());
+    let Output {
+        status,
+        stdout,
+        stderr,
+    } = command.output().unwrap();
+    Ran {
+        status: status.code().unwrap_or(-1),
+        out: String::from_utf8(stdout).unwrap(),
+        err: String::from_utf8(stderr).unwrap(),
+    }
+}
+
+fn line<'a>(text: &'a str, key: &str) -> &'a str {
+    text.lines()
+        .find(|line| line.starts_with(key))
+        .unwrap_or_else(|| panic!("no line {key:?} in:\n{text}"))
+}
+
+#[test]
+fn a_flag_beats_the_environment_which_beats_the_file_which_beats_the_default() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = "memory = \"1GiB\"\nsegment_max_age = \"5m\"\nlisten = \"127.0.0.1:1111\"\n";
+    std::fs::write(dir.path().join("everlog.toml"), file).unwrap();
+    let variables = [
+        ("EVERLOG_SEGMENT_MAX_AGE", "7m"),
+        ("EVERLOG_LISTEN", "127.0.0.1:2222"),
+    ];
+    let ran = everlog(
+        dir.path(),
+        &["config", "--listen", "127.0.0.1:3333"],
+        &variables,
+    );
+    assert_eq!((ran.status, ran.err.as_str()), (0, ""));
+    let words = |key| {
+        line(&ran.out, key)
+            .split_whitespace()
+            .collect::<Vec<_>>()
+            .join(" ")
+    };
+    assert_eq!(
+        words("segment_max_bytes"),
+        "segment_max_bytes 256MiB default"
+    );
+    assert_eq!(words("memory "), "memory 1GiB file everlog.toml:1");
+    assert_eq!(
+        words("segment_max_age"),
+        "segment_max_age 7m env EVERLOG_SEGMENT_MAX_AGE"
+    );
+    assert_eq!(words("listen"), "listen 127.0.0.1:3333 flag --listen");
+}
+
+#[test]
+fn the_memory_split_is_printed() {
+    let dir = tempfile::tempdir().unwrap();
+    let ran = everlog(dir.path(), &["config", "--memory", "512MiB"], &[]);
+    let run = line(&ran.out, "  run");
+    assert!(
+        run.contains("archiver 208MiB (librdkafka's queue of 32MiB included)"),
+        "{run}"
+    );
+    assert!(run.contains("proxy cache 208MiB"), "{run}");
+}
+
+#[test]
+fn every_mistake_is_told_at_once_with_the_nearest_key() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = "bootstrap_server = \"x:1\"\n[kafka.properties]\n\"sasl.pasword\" = \"x\"\n[s3]\nregoin = \"eu\"\n";
+    std::fs::write(dir.path().join("everlog.toml"), file).unwrap();
+    let flags = [
+        "run",
+        "--listen",
+        "0.0.0.0:19092",
+        "--topics",
+        "pay(",
+        "--segment-max-age",
+        "10",
+    ];
+    let ran = everlog(
+        dir.path(),
+        &flags,
+        &[("EVERLOG_MEMROY", "1GiB"), ("EVERLOG_MEMORY", "lots")],
+    );
+    assert_eq!(ran.status, 2);
+    for told in [
+        "everlog.toml:1: unknown key `bootstrap_server`; did you mean `bootstrap_servers`?",
+        "everlog.toml:3: librdkafka has no property `sasl.pasword`; did you mean `sasl.password`?",
+        "everlog.toml:5: unknown key `s3.regoin`; did you mean `s3.region`?",
+        "EVERLOG_MEMROY: there is no such variable; did you mean `EVERLOG_MEMORY`?",
+        "EVERLOG_MEMORY: \"lots\" is not a size",
+        "--listen: listening on all addresses (0.0.0.0) needs --advertise HOST",
+        "--topics: \"pay(\" is taken as a regex",
+        "--segment-max-age: \"10\" is not a duration",
+        "`archive` is not given",
+        "`bootstrap_servers` is not given",
+    ] {
+        assert!(ran.err.contains(told), "{told:?} is not in:\n{}", ran.err);
+    }
+    assert!(
+        ran.err.contains("the configuration has 10 problems:"),
+        "{}",
+        ran.err
+    );
+}
+
+#[test]
+fn no_secret_is_ever_printed() {
+    let dir = tempfile::tempdir().unwrap();
+    std::fs::write(dir.path().join("password"), "hunter2-from-a-file\n").unwrap();
+    let file = "[kafka.properties]\nsasl.password_file = \"password\"\nssl.key.password = \"hunter2-in-the-file\"\n";
+    std::fs::write(dir.path().join("everlog.toml"), file).unwrap();
+    let variables = [
+        ("EVERLOG_S3_SECRET_ACCESS_KEY", "hunter2-s3"),
+        ("EVERLOG_S3_ACCESS_KEY_ID", "hunter2-id"),
+        (
+            "EVERLOG_KAFKA_PROPERTIES_SSL_KEYSTORE_PASSWORD",
+            "hunter2-oauth",
+        ),
+    ];
+    let ran = everlog(dir.path(), &["config"], &variables);
+    assert_eq!((ran.status, ran.err.as_str()), (0, ""));
+    assert!(!ran.out.contains("hunter2"), "{}", ran.out);
+    for key in ["s3.secret_access_key", "s3.access_key_id"] {
+        assert!(line(&ran.out, key).contains("********"), "{}", ran.out);
+    }
+    for key in ["sasl.password", "ssl.key.password", "ssl.keystore.password"] {
+        assert!(
+            line(&ran.out, &format!("kafka.properties.\"{key}\"")).contains("********"),
+            "{}",
+            ran.out
+        );
+    }
+    // A value that is refused is not quoted either.
+    let bad = [
+        (
+            "EVERLOG_KAFKA_PROPERTIES_SSL_KEYSTORE_PASSWORD",
+            "hunter2\u{1}",
+        ),
+        ("EVERLOG_MEMORY", "x"),
+    ];
+    let ran = everlog(dir.path(), &["config"], &bad);
+    assert!(
+        ran.status == 2 && !ran.err.contains("hunter2"),
+        "{}",
+        ran.err
+    );
+}
+
+#[test]
+fn a_secret_whose_file_is_missing_is_told() {
+    let dir = tempfile::tempdir().unwrap();
+    let ran = everlog(
+        dir.path(),
+        &["config"],
+        &[("EVERLOG_S3_SESSION_TOKEN_FILE", "/nowhere/token")],
+    );
+    assert_eq!(ran.status, 2);
+    assert!(
+        ran.err
+            .contains("EVERLOG_S3_SESSION_TOKEN_FILE: the file \"/nowhere/token\" cannot be read"),
+        "{}",
+        ran.err
+    );
+}
+
+#[test]
+fn a_flag_that_a_command_does_not_use_is_an_error() {
+    let dir = tempfile::tempdir().unwrap();
+    for (arguments, told) in [
+        (
+            ["archive", "--listen", "127.0.0.1:1"],
+            "does not use --listen; used by: run, proxy",
+        ),
+        (
+            ["proxy", "--segment-max-bytes", "1MiB"],
+            "does not use --segment-max-bytes; used by: run, archive",
+        ),
+        (
+            ["verify", "--bootstrap-servers", "x:1"],
+            "does not use --bootstrap-servers; used by: run, archive, proxy, inspect",
+        ),
+        (["run", "--json", "x"], "unexpected argument '--json'"),
+    ] {
+        let ran = everlog(dir.path(), &arguments, &[]);
+        assert_eq!(ran.status, 2, "{arguments:?}");
+        assert!(ran.err.contains(told), "{told:?} is not in:\n{}", ran.err);
+    }
+}
+
+#[test]
+fn the_example_file_is_a_valid_configuration_also_with_every_line_in_force() {
+    let dir = tempfile::tempdir().unwrap();
+    let example = everlog(dir.path(), &["config", "--example"], &[]).out;
+    std::fs::write(dir.path().join("everlog.toml"), &example).unwrap();
+    assert_eq!(everlog(dir.path(), &["config"], &[]).status, 0);
+
+    let in_force: Vec<&str> = example
+        .lines()
+        .map(|line| {
+            line.strip_prefix('#')
+                .filter(|entry| !entry.starts_with(' '))
+                .unwrap_or(line)
+        })
+        // The proxy speaks PLAINTEXT so far, and the secrets' files are not on this machine.
+        .filter(|line| !line.contains("security.protocol") && !line.contains("_file"))
+        .collect();
+    std::fs::write(dir.path().join("everlog.toml"), in_force.join("\n")).unwrap();
+    let ran = everlog(dir.path(), &["config"], &[]);
+    assert_eq!((ran.status, ran.err.as_str()), (0, ""));
+    let line_of = |key| line(&ran.out, key).to_owned();
+    assert!(line_of("topics").contains("orders, pay.*"));
+    assert!(line_of("node_ports").contains("1=19101, 2=19102"));
+}
+
+#[test]
+fn help_names_what_scripts_rely_on() {
+    let dir = tempfile::tempdir().unwrap();
+    let ran = everlog(dir.path(), &["--help"], &[]);
+    assert_eq!(ran.status, 0);
+    for command in [
+        "demo", "run", "archive", "proxy", "inspect", "verify", "config",
+    ] {
+        assert!(ran.out.contains(&format!("\n  {command} ")), "{}", ran.out);
+    }
+    let flags_of = |command: &str| {
+        let help = everlog(dir.path(), &[command, "-h"], &[]).out;
+        let words = help
+            .split_whitespace()
+            .filter(|word| word.starts_with("--"));
+        words
+            .map(|word| word.trim_end_matches(',').to_owned())
+            .collect::<Vec<_>>()
+    };
+    let run = flags_of("run");
+    for flag in [
+        "--bootstrap-servers",
+        "--archive",
+        "--topics",
+        "--listen",
+        "--advertise",
+        "--node-ports",
+        "--data-dir",
+        "--memory",
+        "--segment-max-bytes",
+        "--segment-max-age",
+        "--instance-id",
+        "--metrics",
+        "--config",
+        "--s3-endpoint",
+        "--s3-region",
+    ] {
+        assert!(
+            run.iter().any(|word| word == flag),
+            "{flag} is not in {run:?}"
+        );
+    }
+    assert!(
+        !run.iter().any(|word| word.contains("secret")),
+        "command lines are public: {run:?}"
+    );
+    assert!(flags_of("inspect").contains(&"--json".to_owned()));
+    assert!(flags_of("config").contains(&"--example".to_owned()));
+    assert!(!flags_of("archive").contains(&"--listen".to_owned()));
+}
+
+#[test]
+fn a_place_without_an_archive_is_told_and_stays_empty() {
+    let dir = tempfile::tempdir().unwrap();
+    let url = format!("file://{}/none", dir.path().display());
+    for command in ["inspect", "verify"] {
+        let ran = everlog(dir.path(), &[command, "--archive", &url], &[]);
+        // For `verify` 1 would mean damage.
+        assert_eq!(
+            ran.status,
+            if command == "verify" { 2 } else { 1 },
+            "{}",
+            ran.err
+        );
+        assert!(ran.err.starts_with("error: "), "{}", ran.err);
+    }
+    assert!(
+        !dir.path().join("none").exists(),
+        "a tool that reads creates nothing"
+    );
+}
+
+#[test]
+fn the_demo_leaves_other_peoples_directories_alone() {
+    let dir = tempfile::tempdir().unwrap();
+    std::fs::write(dir.path().join("precious"), "x").unwrap();
+    let ran = everlog(dir.path(), &["demo", "--dir", "."], &[]);
+    assert_eq!(ran.status, 1);
+    assert!(
+        ran.err.contains("holds files that no demo made"),
+        "{}",
+        ran.err
+    );
+    assert!(dir.path().join("precious").exists());
+}

@@ -1,0 +1,166 @@
+//! Nodes on the local disk (sled), so that a restart does not read the index anew. Nothing here may fail a read: what
+//! goes wrong is logged once and the cache is emptied or left out.
+
+use std::error::Error;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+
+use bytes::Bytes;
+use everlog_format::Hash;
+use tracing::warn;
+
+/// Bytes of nodes before the cache starts over. 4 million segments of one partition make 1.3 GiB of nodes, but a reader
+/// wants few of them.
+const MAX_BYTES: u64 = 256 << 20;
+/// sled gives space back late; above this much on disk the folder is made anew.
+const MAX_BYTES_ON_DISK: u64 = 2 * MAX_BYTES;
+/// sled's own page cache: small, because decoded nodes are kept above.
+const SLED_CACHE_BYTES: u64 = 8 << 20;
+/// The folder below the one that the operator named: only this one is ever removed.
+const FOLDER: &str = "nodes-1";
+
+/// Cheap to clone.
+#[derive(Clone)]
+pub(crate) struct DiskCache(Arc<Inner>);
+
+struct Inner {
+    db: sled::Db,
+    bytes: AtomicU64,
+    /// After a failure nothing is asked of it any more until the next start, which empties it.
+    broken: AtomicBool,
+    marker: PathBuf,
+}
+
+impl DiskCache {
+    /// Opens the cache below `dir`, empty if what lies there is damaged; `None` if it cannot be had (another process has
+    /// it, the disk is read-only): reading works without it.
+    pub(crate) async fn open(dir: &Path) -> Option<DiskCache> {
+        let folder = dir.join(FOLDER);
+        tokio::task::spawn_blocking(move || open(&folder))
+            .await
+            .ok()
+            .flatten()
+    }
+
+    pub(crate) async fn get(&self, hash: Hash) -> Option<Bytes> {
+        self.with(move |inner| inner.db.get(hash.as_bytes()))
+            .await?
+            .map(|found| Bytes::copy_from_slice(&found))
+    }
+
+    pub(crate) async fn put(&self, hash: Hash, bytes: Bytes) {
+        let put = move |inner: &Inner| {
+            let len = bytes.len() as u64;
+            if MAX_BYTES < inner.bytes.fetch_add(len, Ordering::Relaxed) + len {
+                inner.db.clear()?;
+                inner.bytes.store(len, Ordering::Relaxed);
+            }
+            inner.db.insert(hash.as_bytes(), bytes.as_ref())
+        };
+        self.with(put).await;
+    }
+
+    pub(crate) async fn remove(&self, hash: Hash) {
+        self.with(move |inner| inner.db.remove(hash.as_bytes()))
+            .await;
+    }
+
+    /// Runs `work` where it may block. An error or a panic of sled's breaks the cache, never its user.
+    async fn with<T: Send + 'static>(
+        &self,
+        work: impl FnOnce(&Inner) -> Result<T, sled::Error> + Send + 'static,
+    ) -> Option<T> {
+        if self.0.broken.load(Ordering::Relaxed) {
+            return None;
+        }
+        let inner = Arc::clone(&self.0);
+        let done = tokio::task::spawn_blocking(move || {
+            let done = catch_unwind(AssertUnwindSafe(|| work(&inner)));
+            if !matches!(done, Ok(Ok(_))) && !inner.broken.swap(true, Ordering::Relaxed) {
+                let error = done
+                    .as_ref()
+                    .ok()
+                    .and_then(|r| r.as_ref().err())
+                    .map(|e| e as &dyn Error);
+                warn!(error, "the local node cache is broken, going on without it");
+                // The next start sees the marker and begins with an empty cache. If even this fails, sled's own
+                // checks are what is left.
+                let _ = std::fs::write(&inner.marker, b"");
+            }
+            done
+        })
+        .await;
+        done.ok()?.ok()?.ok()
+    }
+}
+
+fn open(folder: &Path) -> Option<DiskCache> {
+    let marker = folder.with_extension("broken");
+    if marker.exists() && empty(folder) {
+        let _ = std::fs::remove_file(&marker);
+    }
+    let db = match open_sled(folder) {
+        Ok(db) => db,
+        Err(Failure::Damaged) => {
+            warn!(folder = %folder.display(), "the local node cache is damaged, starting with an empty one");
+            if !empty(folder) {
+                return None;
+            }
+            open_sled(folder).ok()?
+        }
+        Err(Failure::NotNow(error)) => {
+            warn!(error = &error as &dyn Error, folder = %folder.display(), "going on without a local node cache");
+            return None;
+        }
+    };
+    let bytes = AtomicU64::new(db.size_on_disk().unwrap_or(0).min(MAX_BYTES));
+    Some(DiskCache(Arc::new(Inner {
+        db,
+        bytes,
+        broken: AtomicBool::new(false),
+        marker,
+    })))
+}
+
+enum Failure {
+    /// Throwing the folder away helps.
+    Damaged,
+    /// It may be somebody else's at the moment: leave it alone.
+    NotNow(sled::Error),
+}
+
+fn open_sled(folder: &Path) -> Result<sled::Db, Failure> {
+    let open = || {
+        sled::Config::new()
+            .path(folder)
+            .cache_capacity(SLED_CACHE_BYTES)
+            .mode(sled::Mode::HighThroughput)
+            .open()
+    };
+    // sled panics on some damaged files.
+    match catch_unwind(open) {
+        Ok(Ok(db))
+            if db
+                .size_on_disk()
+                .is_ok_and(|bytes| MAX_BYTES_ON_DISK < bytes) =>
+        {
+            Err(Failure::Damaged)
+        }
+        Ok(Ok(db)) => Ok(db),
+        Ok(Err(error @ sled::Error::Io(_))) => Err(Failure::NotNow(error)),
+        Ok(Err(_)) | Err(_) => Err(Failure::Damaged),
+    }
+}
+
+fn empty(folder: &Path) -> bool {
+    match std::fs::remove_dir_all(folder) {
+        Ok(()) => true,
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => true,
+        Err(error) => {
+            warn!(error = &error as &dyn Error, folder = %folder.display(), "cannot empty the local node cache");
+            false
+        }
+    }
+}

@@ -1,0 +1,221 @@
+//! The archive as the proxy sees it: is there a chain for this partition, and the records in it, always with a deadline.
+//!
+//! Whether a client may read them is not decided here: `api::k01_fetch` has the broker's word for it first.
+
+use std::error::Error;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use bytes::Bytes;
+use everlog_format::{Offset, PartitionKey, TopicSelection, empty_batch};
+use everlog_index::{Archive, Freshness, IndexError, Snapshot};
+use futures::FutureExt;
+use tokio::time::{Instant, timeout};
+use tracing::{error, warn};
+
+use crate::OnHole;
+use crate::errors::HistoryError;
+use crate::metrics::Metrics;
+use crate::replay::{AbsenceCause, Replay, ReplayError, Slice, TimestampHit};
+
+/// The longest that one look into the index may hold up a request. It goes on behind it.
+const LOOK_MAX: Duration = Duration::from_secs(2);
+
+/// The same trouble is logged at most this often; the metrics count every time.
+const LOG_PAUSE: Duration = Duration::from_secs(10);
+
+/// What is known of one partition's archive.
+#[derive(Clone, Debug)]
+pub(crate) enum Chain {
+    /// The archive has nothing of it, or the operator left it out.
+    None,
+    /// Its newest known commit.
+    Known(Arc<Snapshot>),
+    /// The archive did not say. Only the cluster can be asked, and its OFFSET_OUT_OF_RANGE means nothing.
+    Unknown(HistoryError),
+}
+
+impl Chain {
+    /// The commit, if one is known.
+    pub(crate) fn snapshot(&self) -> Option<&Arc<Snapshot>> {
+        match self {
+            Chain::Known(snapshot) => Some(snapshot),
+            Chain::None | Chain::Unknown(_) => None,
+        }
+    }
+}
+
+/// Whole batches on their way to a client.
+#[derive(Debug, Default)]
+pub(crate) struct Piece {
+    pub(crate) records: Vec<Bytes>,
+    pub(crate) bytes: usize,
+}
+
+/// Shared by all connections.
+#[derive(Debug)]
+pub(crate) struct History {
+    archive: Arc<Archive>,
+    replay: Arc<Replay>,
+    topics: TopicSelection,
+    on_hole: OnHole,
+    metrics: Arc<Metrics>,
+    logged: Mutex<Option<Instant>>,
+}
+
+impl History {
+    pub(crate) fn new(
+        archive: Arc<Archive>,
+        replay: Arc<Replay>,
+        topics: TopicSelection,
+        on_hole: OnHole,
+        metrics: Arc<Metrics>,
+    ) -> History {
+        History { archive, replay, topics, on_hole, metrics, logged: Mutex::default() }
+    }
+
+    /// Whether this topic may be served from the archive, as far as its name tells.
+    pub(crate) fn selects(&self, topic: &str) -> bool {
+        self.topics.matches(topic, false)
+    }
+
+    /// The newest commit of a partition whose topic is selected by name.
+    pub(crate) async fn chain(&self, key: &PartitionKey, freshness: Freshness) -> Chain {
+        let (archive, key) = (Arc::clone(&self.archive), key.clone());
+        let mut look = Box::pin(async move { archive.snapshot(&key, freshness).await });
+        let looked = match (&mut look).now_or_never() {
+            Some(looked) => looked,
+            // Spawned, so that a look that takes longer than this request may wait helps the next one.
+            None => match timeout(LOOK_MAX, tokio::spawn(look)).await {
+                Ok(Ok(looked)) => looked,
+                Ok(Err(_)) | Err(_) => return Chain::Unknown(self.failed(HistoryError::Slow)),
+            },
+        };
+        self.judge(looked)
+    }
+
+    fn judge(&self, looked: Result<Option<Arc<Snapshot>>, IndexError>) -> Chain {
+        match looked {
+            Ok(Some(snapshot)) if self.serves(&snapshot) => Chain::Known(snapshot),
+            Ok(_) => Chain::None,
+            Err(error) => Chain::Unknown(self.failed(HistoryError::Index(Arc::new(error)))),
+        }
+    }
+
+    /// A compacted topic needs its plain name: its archive holds values that the topic itself has let go of.
+    fn serves(&self, snapshot: &Snapshot) -> bool {
+        let topic = snapshot.topic();
+        let compacted = topic.configs.get("cleanup.policy").is_some_and(|policy| policy.contains("compact"));
+        snapshot.covered().is_some() && self.topics.matches(topic.name.as_str(), compacted)
+    }
+
+    /// Whole batches from `from` on. Past a hole only if the operator said so.
+    pub(crate) async fn read(
+        &self,
+        snapshot: &Arc<Snapshot>,
+        from: Offset,
+        max_bytes: usize,
+    ) -> Result<Piece, HistoryError> {
+        let read = match self.replay.read(snapshot, from, max_bytes).await {
+            // Replaced by a newer commit, or pruned with it: the newest one knows where it went.
+            Err(ReplayError::Missing { .. } | ReplayError::NotCovered { .. }) => {
+                match self.chain(snapshot.key(), Freshness::Within(Duration::ZERO)).await {
+                    Chain::Known(newer) => self.finish(&newer, from, max_bytes).await,
+                    Chain::None => Err(HistoryError::NotYet),
+                    Chain::Unknown(error) => Err(error),
+                }
+            }
+            Ok(slice) => self.past_holes(snapshot, from, max_bytes, slice).await,
+            Err(error) => Err(error.into()),
+        };
+        read.map_err(|error| self.failed(error))
+    }
+
+    async fn finish(&self, snapshot: &Arc<Snapshot>, from: Offset, max_bytes: usize) -> Result<Piece, HistoryError> {
+        let slice = self.replay.read(snapshot, from, max_bytes).await?;
+        self.past_holes(snapshot, from, max_bytes, slice).await
+    }
+
+    async fn past_holes(
+        &self,
+        snapshot: &Arc<Snapshot>,
+        from: Offset,
+        max_bytes: usize,
+        slice: Slice,
+    ) -> Result<Piece, HistoryError> {
+        let Some(absence) = slice.at_hole.filter(|_| slice.records.is_empty()) else {
+            return Ok(Piece { records: slice.records, bytes: slice.bytes });
+        };
+        if let AbsenceCause::Lost(reason) = absence.cause {
+            self.metrics.holes_met.inc();
+            let (range, partition) = (absence.range, snapshot.key());
+            match self.on_hole {
+                OnHole::Fail => {
+                    error!(%partition, %range, ?reason, "a client asked for records that are lost: it gets an error");
+                    return Err(HistoryError::Hole);
+                }
+                OnHole::Skip => warn!(%partition, %range, ?reason, "a client skips records that are lost"),
+            }
+        }
+        // A batch without records takes the client's position across. Behind it the next records, where they can be
+        // had: a client that moves by records alone would crawl otherwise.
+        let last = Offset::new(absence.range.end().get() - 1).unwrap_or(from);
+        let bridge = Bytes::from(empty_batch(from, last, -1));
+        let mut piece = Piece { bytes: bridge.len(), records: vec![bridge] };
+        if snapshot.covered().is_some_and(|covered| covered.contains(absence.range.end())) {
+            let behind = self.replay.read(snapshot, absence.range.end(), max_bytes).await?;
+            piece.bytes += behind.bytes;
+            piece.records.extend(behind.records);
+        }
+        Ok(piece)
+    }
+
+    /// As [`Replay::offset_for_timestamp`], within `limit`.
+    pub(crate) async fn offset_for_timestamp(
+        &self,
+        snapshot: &Arc<Snapshot>,
+        timestamp_ms: i64,
+        limit: Duration,
+    ) -> Result<Option<TimestampHit>, HistoryError> {
+        self.within(limit, self.replay.offset_for_timestamp(snapshot, timestamp_ms)).await
+    }
+
+    /// As [`Replay::max_timestamp`], within `limit`.
+    pub(crate) async fn max_timestamp(
+        &self,
+        snapshot: &Arc<Snapshot>,
+        limit: Duration,
+    ) -> Result<Option<TimestampHit>, HistoryError> {
+        self.within(limit, self.replay.max_timestamp(snapshot)).await
+    }
+
+    /// As [`Replay::epoch_at`], within `limit`.
+    pub(crate) async fn epoch_at(
+        &self,
+        snapshot: &Arc<Snapshot>,
+        offset: Offset,
+        limit: Duration,
+    ) -> Result<Option<i32>, HistoryError> {
+        self.within(limit, self.replay.epoch_at(snapshot, offset)).await
+    }
+
+    async fn within<T>(
+        &self,
+        limit: Duration,
+        read: impl Future<Output = Result<T, ReplayError>>,
+    ) -> Result<T, HistoryError> {
+        let read = timeout(limit, read).await.map_err(|_| HistoryError::Slow);
+        read.and_then(|read| read.map_err(HistoryError::from)).map_err(|error| self.failed(error))
+    }
+
+    /// Counts a failure, and logs it unless one was logged just now.
+    pub(crate) fn failed(&self, error: HistoryError) -> HistoryError {
+        self.metrics.archive_failures.with_label_values(&[error.label()]).inc();
+        let mut logged = self.logged.lock().unwrap_or_else(PoisonError::into_inner);
+        if logged.is_none_or(|at| LOG_PAUSE <= at.elapsed()) {
+            *logged = Some(Instant::now());
+            warn!(error = &error as &dyn Error, "a request met trouble in the archive, its client will ask again");
+        }
+        error
+    }
+}

@@ -1,0 +1,71 @@
+//! What the proxy counts.
+
+use prometheus::{IntCounter, IntCounterVec, IntGauge, Opts, Registry};
+
+/// Counters and gauges of one proxy; registered once.
+#[derive(Debug)]
+pub(crate) struct Metrics {
+    /// Open client connections.
+    pub(crate) connections: IntGauge,
+    /// Connections that were closed because of what the client sent or how slowly it did.
+    pub(crate) rejected: IntCounterVec,
+    /// Requests by API.
+    pub(crate) requests: IntCounterVec,
+    /// Requests that ended their connection, or got an error that the proxy made, by API.
+    pub(crate) request_errors: IntCounterVec,
+    /// Record bytes sent from the archive.
+    pub(crate) replayed_bytes: IntCounter,
+    /// Record bytes that shadow fetches brought and that were dropped.
+    pub(crate) shadow_dropped_bytes: IntCounter,
+    /// Fetches that met a hole.
+    pub(crate) holes_met: IntCounter,
+    /// Archive reads that failed, by kind.
+    pub(crate) archive_failures: IntCounterVec,
+    /// Nodes whose port could not be had.
+    pub(crate) nodes_unreachable: IntGauge,
+}
+
+impl Metrics {
+    /// Fails only if a name is taken: two proxies on one registry.
+    pub(crate) fn register(registry: &Registry) -> Result<Metrics, prometheus::Error> {
+        let metrics = Metrics {
+            connections: IntGauge::new("everlog_proxy_connections", "Open client connections")?,
+            rejected: IntCounterVec::new(
+                Opts::new("everlog_proxy_rejected_total", "Client connections closed for a fault of the client"),
+                &["reason"],
+            )?,
+            requests: IntCounterVec::new(Opts::new("everlog_proxy_requests_total", "Requests by API"), &["api"])?,
+            request_errors: IntCounterVec::new(
+                Opts::new("everlog_proxy_request_errors_total", "Requests that the proxy refused or could not finish"),
+                &["api"],
+            )?,
+            replayed_bytes: IntCounter::new(
+                "everlog_proxy_replayed_bytes_total",
+                "Record bytes sent to clients from the archive",
+            )?,
+            shadow_dropped_bytes: IntCounter::new(
+                "everlog_proxy_shadow_dropped_bytes_total",
+                "Record bytes that shadow fetches brought from the cluster and that were dropped",
+            )?,
+            holes_met: IntCounter::new("everlog_proxy_holes_met_total", "Fetches that met a hole in the archive")?,
+            archive_failures: IntCounterVec::new(
+                Opts::new("everlog_proxy_archive_failures_total", "Failed reads of the archive by kind"),
+                &["kind"],
+            )?,
+            nodes_unreachable: IntGauge::new(
+                "everlog_proxy_nodes_unreachable",
+                "Brokers of the cluster whose port could not be had",
+            )?,
+        };
+        registry.register(Box::new(metrics.connections.clone()))?;
+        registry.register(Box::new(metrics.rejected.clone()))?;
+        registry.register(Box::new(metrics.requests.clone()))?;
+        registry.register(Box::new(metrics.request_errors.clone()))?;
+        registry.register(Box::new(metrics.replayed_bytes.clone()))?;
+        registry.register(Box::new(metrics.shadow_dropped_bytes.clone()))?;
+        registry.register(Box::new(metrics.holes_met.clone()))?;
+        registry.register(Box::new(metrics.archive_failures.clone()))?;
+        registry.register(Box::new(metrics.nodes_unreachable.clone()))?;
+        Ok(metrics)
+    }
+}

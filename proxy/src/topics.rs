@@ -1,0 +1,142 @@
+//! Topic names and ids as this connection's client may see them, and the cluster's id.
+//!
+//! Asked for on the client's own connection, never shared between clients: whom the broker hides a topic from must not
+//! learn of it here. A name can come to mean another topic, so it is asked for again after a while; an id never changes
+//! its name.
+
+use std::collections::HashMap;
+use std::time::Duration;
+
+use everlog_format::{ClusterId, Incarnation, Partition, PartitionKey, TopicId};
+use kafka_protocol::messages::metadata_request::MetadataRequestTopic;
+use kafka_protocol::messages::{ApiKey, MetadataRequest, MetadataResponse, TopicName};
+use kafka_protocol::protocol::StrBytes;
+use tokio::time::Instant;
+use uuid::Uuid;
+
+use crate::shape;
+use crate::upstream::{Gone, Upstream};
+
+/// A name's id is asked for again after this long.
+const NAME_AGE_MAX: Duration = Duration::from_secs(5);
+
+/// An id the broker did not know (yet) is asked for again after this long.
+const UNKNOWN_AGE_MAX: Duration = Duration::from_secs(5);
+
+/// Topic ids came with version 10, asking by id with version 12.
+const BY_NAME_MIN: i16 = 10;
+const BY_ID_MIN: i16 = 12;
+const NEWEST: i16 = 13;
+
+/// What one connection has learnt.
+#[derive(Debug, Default)]
+pub(crate) struct Topics {
+    cluster: Option<ClusterId>,
+    by_name: HashMap<TopicName, (Option<Uuid>, Instant)>,
+    by_id: HashMap<Uuid, (Option<TopicName>, Instant)>,
+}
+
+impl Topics {
+    /// Makes sure that the ids of `names` are known, as far as the broker knows them.
+    pub(crate) async fn learn_ids(
+        &mut self,
+        names: impl Iterator<Item = &TopicName>,
+        upstream: &mut Upstream,
+        version_max: i16,
+        client_id: Option<&StrBytes>,
+    ) -> Result<(), Gone> {
+        if version_max < BY_NAME_MIN {
+            return Ok(());
+        }
+        let stale = |name: &&TopicName| self.by_name.get(*name).is_none_or(|(_, at)| NAME_AGE_MAX <= at.elapsed());
+        // One stale name makes all of them be asked for: one request every five seconds, not one for each name.
+        let names: Vec<&TopicName> = names.collect();
+        if !names.iter().any(stale) {
+            return Ok(());
+        }
+        let wanted = names.iter().map(|name| MetadataRequestTopic::default().with_name(Some((*name).clone())));
+        let wanted = wanted.collect();
+        let response = self.ask(wanted, upstream, version_max.min(NEWEST), client_id).await?;
+        let now = Instant::now();
+        self.by_name.retain(|_, (_, at)| at.elapsed() < NAME_AGE_MAX);
+        for name in names {
+            self.by_name.insert(name.clone(), (None, now));
+        }
+        for topic in response.topics {
+            if let Some(name) = topic.name {
+                let known = topic.error_code == 0 && !topic.topic_id.is_nil();
+                self.by_name.insert(name, (known.then_some(topic.topic_id), now));
+            }
+        }
+        Ok(())
+    }
+
+    /// Makes sure that the names of `ids` are known, as far as the broker knows them.
+    pub(crate) async fn learn_names(
+        &mut self,
+        ids: impl Iterator<Item = Uuid>,
+        upstream: &mut Upstream,
+        version_max: i16,
+        client_id: Option<&StrBytes>,
+    ) -> Result<(), Gone> {
+        if version_max < BY_ID_MIN {
+            return Ok(());
+        }
+        let missing = |id: &Uuid| match self.by_id.get(id) {
+            Some((Some(_), _)) => false,
+            Some((None, at)) => UNKNOWN_AGE_MAX <= at.elapsed(),
+            None => true,
+        };
+        let missing: Vec<Uuid> = ids.filter(missing).collect();
+        if missing.is_empty() {
+            return Ok(());
+        }
+        let wanted = missing.iter().map(|id| MetadataRequestTopic::default().with_topic_id(*id)).collect();
+        let response = self.ask(wanted, upstream, version_max.min(NEWEST), client_id).await?;
+        let now = Instant::now();
+        // A client that invents ids must not fill the memory.
+        self.by_id.retain(|_, (name, _)| name.is_some());
+        for id in missing {
+            self.by_id.insert(id, (None, now));
+        }
+        for topic in response.topics {
+            if topic.error_code == 0 && topic.name.is_some() {
+                self.by_id.insert(topic.topic_id, (topic.name, now));
+            }
+        }
+        Ok(())
+    }
+
+    async fn ask(
+        &mut self,
+        topics: Vec<MetadataRequestTopic>,
+        upstream: &mut Upstream,
+        version: i16,
+        client_id: Option<&StrBytes>,
+    ) -> Result<MetadataResponse, Gone> {
+        // No topic may come into being because the proxy asked.
+        let request = MetadataRequest::default().with_topics(Some(topics)).with_allow_auto_topic_creation(false);
+        let response: MetadataResponse =
+            upstream.call(ApiKey::Metadata, version, client_id, &request, &shape::METADATA_RESPONSE).await?;
+        if let Some(cluster) = response.cluster_id.as_deref().and_then(|id| ClusterId::new(id).ok()) {
+            self.cluster = Some(cluster);
+        }
+        Ok(response)
+    }
+
+    /// The name that an id has.
+    pub(crate) fn name(&self, id: Uuid) -> Option<&TopicName> {
+        self.by_id.get(&id)?.0.as_ref()
+    }
+
+    /// The id that a name has now.
+    pub(crate) fn id(&self, name: &TopicName) -> Option<Uuid> {
+        self.by_name.get(name)?.0
+    }
+
+    /// Under which key the archive has this partition.
+    pub(crate) fn key(&self, id: Uuid, partition: i32) -> Option<PartitionKey> {
+        let incarnation = Incarnation { cluster: self.cluster.clone()?, topic_id: TopicId::from_uuid(id)? };
+        Some(PartitionKey { incarnation, partition: Partition::new(partition)? })
+    }
+}

@@ -1,0 +1,58 @@
+//! Where `tests/setup` has put the servers and clients.
+
+use std::path::PathBuf;
+use std::process::Command;
+
+use anyhow::{Context, Result, bail};
+
+/// The cache of `tests/setup`.
+#[derive(Clone, Debug)]
+pub struct Cache {
+    folder: PathBuf,
+}
+
+impl Cache {
+    /// Finds it, or says what to run.
+    pub fn find() -> Result<Cache> {
+        let folder = match std::env::var_os("EVERLOG_TEST_CACHE") {
+            Some(folder) => PathBuf::from(folder),
+            None => PathBuf::from(std::env::var_os("HOME").context("HOME is not set")?)
+                .join(".cache/everlog-tests"),
+        };
+        for part in ["jars", "classes", "bin/versitygw", "bin/go-client"] {
+            if !folder.join(part).exists() {
+                bail!(
+                    "{} is missing in {}: run tests/setup",
+                    part,
+                    folder.display()
+                );
+            }
+        }
+        Ok(Cache { folder })
+    }
+
+    /// A Java program with Kafka's jars and our client on its class path. `options` are the JVM's.
+    pub fn java(&self, options: &[&str], class: &str) -> Command {
+        let mut command = Command::new("java");
+        let logging = self.folder.join("classes/log4j2.properties");
+        command.args(options);
+        command.arg(format!(
+            "-Dlog4j2.configurationFile=file:{}",
+            logging.display()
+        ));
+        command.arg("-Dlog4j2.disable.jmx=true").arg("-cp");
+        command.arg(format!("{0}/classes:{0}/jars/*", self.folder.display()));
+        command.arg(class);
+        command
+    }
+
+    /// The franz-go program.
+    pub fn go_client(&self) -> Command {
+        Command::new(self.folder.join("bin/go-client"))
+    }
+
+    /// The S3 server.
+    pub fn versitygw(&self) -> Command {
+        Command::new(self.folder.join("bin/versitygw"))
+    }
+}
