@@ -21,11 +21,28 @@ async fn main() -> Result<(), Box<dyn std::error::Error>> {
         .with_writer(std::io::stderr)
         .init();
     let arguments: Vec<String> = std::env::args().skip(1).collect();
-    let [bootstrap, url, spool, instance, bytes, age, memory, topics @ ..] = arguments.as_slice() else {
+    let [
+        bootstrap,
+        url,
+        spool,
+        instance,
+        bytes,
+        age,
+        memory,
+        topics @ ..,
+    ] = arguments.as_slice()
+    else {
         return Err("see the head of this file".into());
     };
     let store = everlog_store::open(url, StoreOptions::default()).await?;
-    let archive = Archive::open(store, ArchiveOptions { node_cache_dir: None, create: true }).await?;
+    let archive = Archive::open(
+        store,
+        ArchiveOptions {
+            node_cache_dir: None,
+            create: true,
+        },
+    )
+    .await?;
     let config = ArchiverConfig {
         bootstrap_servers: bootstrap.clone(),
         kafka_properties: BTreeMap::new(),

@@ -37,7 +37,10 @@ pub(crate) fn pack(record: &RecordRef<'_>, out: &mut Vec<u8>) -> Result<(), Part
 fn pack_parts(record: &RecordRef<'_>, out: &mut Vec<u8>) -> Result<(), PartTooLong> {
     let len_of = |part: Option<&[u8]>| match part {
         None => Ok(NULL),
-        Some(part) => u32::try_from(part.len()).ok().filter(|len| *len != NULL).ok_or(PartTooLong),
+        Some(part) => u32::try_from(part.len())
+            .ok()
+            .filter(|len| *len != NULL)
+            .ok_or(PartTooLong),
     };
     let mut head = [0; HEAD_LEN];
     head[0..8].copy_from_slice(&record.offset.to_ne_bytes());
@@ -46,7 +49,11 @@ fn pack_parts(record: &RecordRef<'_>, out: &mut Vec<u8>) -> Result<(), PartTooLo
     head[20] = u8::from(record.timestamp_type == TimestampType::LogAppend);
     head[21..25].copy_from_slice(&len_of(record.key)?.to_ne_bytes());
     head[25..29].copy_from_slice(&len_of(record.value)?.to_ne_bytes());
-    head[29..33].copy_from_slice(&u32::try_from(record.headers.len()).map_err(|_| PartTooLong)?.to_ne_bytes());
+    head[29..33].copy_from_slice(
+        &u32::try_from(record.headers.len())
+            .map_err(|_| PartTooLong)?
+            .to_ne_bytes(),
+    );
     out.extend_from_slice(&head);
     out.extend_from_slice(record.key.unwrap_or_default());
     out.extend_from_slice(record.value.unwrap_or_default());
@@ -86,12 +93,19 @@ pub(crate) fn unpack<E: From<DamagedChunk>>(
         for _ in 0..header_count {
             let (key_len, value_len) = (take_u32(&mut chunk)?, take_u32(&mut chunk)?);
             let key = take_part(&mut chunk, key_len)?.ok_or(DamagedChunk)?;
-            headers.push(HeaderRef { key, value: take_part(&mut chunk, value_len)? });
+            headers.push(HeaderRef {
+                key,
+                value: take_part(&mut chunk, value_len)?,
+            });
         }
         each(&RecordRef {
             offset,
             timestamp_ms,
-            timestamp_type: if log_append { TimestampType::LogAppend } else { TimestampType::Create },
+            timestamp_type: if log_append {
+                TimestampType::LogAppend
+            } else {
+                TimestampType::Create
+            },
             leader_epoch: (epoch >= 0).then_some(epoch),
             key,
             value,
@@ -129,7 +143,10 @@ pub(crate) struct Gauge {
 
 impl Gauge {
     pub(crate) fn new(limit: u64) -> Arc<Gauge> {
-        Arc::new(Gauge { used: AtomicU64::new(0), limit })
+        Arc::new(Gauge {
+            used: AtomicU64::new(0),
+            limit,
+        })
     }
 
     pub(crate) fn used(&self) -> u64 {
@@ -154,15 +171,22 @@ pub(crate) struct Share {
 
 impl Share {
     pub(crate) fn none(gauge: &Arc<Gauge>) -> Share {
-        Share { gauge: Arc::clone(gauge), bytes: 0 }
+        Share {
+            gauge: Arc::clone(gauge),
+            bytes: 0,
+        }
     }
 
     /// Makes the share `bytes` large.
     pub(crate) fn set(&mut self, bytes: u64) {
         if self.bytes < bytes {
-            self.gauge.used.fetch_add(bytes - self.bytes, Ordering::Relaxed);
+            self.gauge
+                .used
+                .fetch_add(bytes - self.bytes, Ordering::Relaxed);
         } else {
-            self.gauge.used.fetch_sub(self.bytes - bytes, Ordering::Relaxed);
+            self.gauge
+                .used
+                .fetch_sub(self.bytes - bytes, Ordering::Relaxed);
         }
         self.bytes = bytes;
     }
@@ -190,9 +214,18 @@ mod tests {
     #[test]
     fn records_come_back_as_they_went_in_and_a_torn_chunk_is_refused() {
         let headers = [
-            HeaderRef { key: b"\xff\0k", value: Some(b"") },
-            HeaderRef { key: b"", value: None },
-            HeaderRef { key: b"\xff\0k", value: Some(b"again") },
+            HeaderRef {
+                key: b"\xff\0k",
+                value: Some(b""),
+            },
+            HeaderRef {
+                key: b"",
+                value: None,
+            },
+            HeaderRef {
+                key: b"\xff\0k",
+                value: Some(b"again"),
+            },
         ];
         let full = RecordRef {
             offset: i64::MAX,
@@ -203,13 +236,22 @@ mod tests {
             value: Some(b"value"),
             headers: &headers,
         };
-        let empty = RecordRef { key: None, value: None, leader_epoch: None, headers: &[], ..full };
+        let empty = RecordRef {
+            key: None,
+            value: None,
+            leader_epoch: None,
+            headers: &[],
+            ..full
+        };
         let mut chunk = Vec::new();
         pack(&full, &mut chunk).unwrap();
         assert_eq!(chunk.len(), packed_len(&full));
         let first = chunk.len();
         pack(&empty, &mut chunk).unwrap();
-        assert_eq!(read(&chunk).unwrap(), [format!("{full:?}"), format!("{empty:?}")]);
+        assert_eq!(
+            read(&chunk).unwrap(),
+            [format!("{full:?}"), format!("{empty:?}")]
+        );
         for torn in (1..chunk.len()).filter(|torn| *torn != first) {
             assert_eq!(read(&chunk[..torn]), Err(DamagedChunk), "{torn}");
         }

@@ -9,6 +9,8 @@ pub(crate) fn now() -> Instant {
 
 /// Milliseconds since 1970, to compare with record timestamps.
 pub(crate) fn unix_ms() -> i64 {
-    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    let since = SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .unwrap_or_default();
     i64::try_from(since.as_millis()).unwrap_or(i64::MAX)
 }

@@ -18,6 +18,8 @@ use crate::ArchiverError;
 use crate::native::{Described, describe_topics};
 
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(10);
+/// Short, because the mock cluster never answers and the first look at a cluster waits for this.
+const CONFIGS_TIMEOUT: Duration = Duration::from_secs(3);
 /// A describe that follows a fetch from the same broker: the connection stands, so it answers soon or not at all.
 const DESCRIBE_TIMEOUT: Duration = Duration::from_secs(8);
 
@@ -66,12 +68,18 @@ pub(crate) struct TopicConfigs {
 
 impl TopicConfigs {
     pub(crate) fn is_compacted(&self) -> bool {
-        self.all.get("cleanup.policy").is_some_and(|policy| policy.split(',').any(|part| part.trim() == "compact"))
+        self.all
+            .get("cleanup.policy")
+            .is_some_and(|policy| policy.split(',').any(|part| part.trim() == "compact"))
     }
 
     /// `None` if endless or unknown.
     pub(crate) fn retention(&self) -> Option<Duration> {
-        self.all.get("retention.ms")?.parse().ok().map(Duration::from_millis)
+        self.all
+            .get("retention.ms")?
+            .parse()
+            .ok()
+            .map(Duration::from_millis)
     }
 }
 
@@ -115,11 +123,20 @@ impl Cluster {
         for (key, value) in properties {
             config.set(key, value);
         }
-        let client = AdminClient::from_config_and_context(&config, Context).map_err(|error| match error {
-            KafkaError::ClientConfig(_, why, key, _) => ArchiverError::Property { key, why },
-            other => ArchiverError::Client { why: other.to_string() },
-        })?;
-        Ok(Cluster { client: Arc::new(client) })
+        let client =
+            AdminClient::from_config_and_context(&config, Context).map_err(
+                |error| match error {
+                    KafkaError::ClientConfig(_, why, key, _) => {
+                        ArchiverError::Property { key, why }
+                    }
+                    other => ArchiverError::Client {
+                        why: other.to_string(),
+                    },
+                },
+            )?;
+        Ok(Cluster {
+            client: Arc::new(client),
+        })
     }
 
     async fn blocking<T: Send + 'static>(
@@ -130,33 +147,60 @@ impl Cluster {
         let client = Arc::clone(&self.client);
         match tokio::task::spawn_blocking(move || ask(&client)).await {
             Ok(answer) => answer,
-            Err(_) => Err(ClusterError::Unusable { what, why: "the asking thread ended".to_owned() }),
+            Err(_) => Err(ClusterError::Unusable {
+                what,
+                why: "the asking thread ended".to_owned(),
+            }),
         }
     }
 
     /// The cluster's id.
     pub async fn cluster_id(&self) -> Result<ClusterId, ClusterError> {
         let what = "its id";
-        let id = self.blocking(what, |client| Ok(client.inner().fetch_cluster_id(REQUEST_TIMEOUT))).await?;
-        let id = id.ok_or(ClusterError::Unusable { what, why: "there is none in time".to_owned() })?;
-        ClusterId::new(&id).map_err(|error| ClusterError::Unusable { what, why: error.to_string() })
+        let id = self
+            .blocking(what, |client| {
+                Ok(client.inner().fetch_cluster_id(REQUEST_TIMEOUT))
+            })
+            .await?;
+        let id = id.ok_or(ClusterError::Unusable {
+            what,
+            why: "there is none in time".to_owned(),
+        })?;
+        ClusterId::new(&id).map_err(|error| ClusterError::Unusable {
+            what,
+            why: error.to_string(),
+        })
     }
 
     /// Brokers and topics; of one topic or of all.
-    pub(crate) async fn metadata(&self, topic: Option<String>) -> Result<ClusterView, ClusterError> {
+    pub(crate) async fn metadata(
+        &self,
+        topic: Option<String>,
+    ) -> Result<ClusterView, ClusterError> {
         let what = "metadata";
         self.blocking(what, move |client| {
             let metadata = client
                 .inner()
                 .fetch_metadata(topic.as_deref(), REQUEST_TIMEOUT)
                 .map_err(|source| ClusterError::Unavailable { what, source })?;
-            let topics = metadata.topics().iter().filter(|topic| topic.error().is_none() && !topic.partitions().is_empty());
+            let topics = metadata
+                .topics()
+                .iter()
+                .filter(|topic| topic.error().is_none() && !topic.partitions().is_empty());
             Ok(ClusterView {
-                brokers: metadata.brokers().iter().map(|broker| broker.id()).collect(),
+                brokers: metadata
+                    .brokers()
+                    .iter()
+                    .map(|broker| broker.id())
+                    .collect(),
                 topics: topics
                     .map(|topic| TopicView {
                         name: topic.name().to_owned(),
-                        leaders: topic.partitions().iter().map(|partition| (partition.id(), partition.leader())).collect(),
+                        leaders: topic
+                            .partitions()
+                            .iter()
+                            .map(|partition| (partition.id(), partition.leader()))
+                            .collect(),
                     })
                     .collect(),
             })
@@ -165,23 +209,37 @@ impl Cluster {
     }
 
     /// Live start and high watermark, asked of the partition's leader.
-    pub async fn watermarks(&self, topic: &str, partition: i32) -> Result<(Offset, Offset), ClusterError> {
+    pub async fn watermarks(
+        &self,
+        topic: &str,
+        partition: i32,
+    ) -> Result<(Offset, Offset), ClusterError> {
         let what = "watermarks";
         let topic = topic.to_owned();
         let (low, high) = self
             .blocking(what, move |client| {
-                let asked = client.inner().fetch_watermarks(&topic, partition, REQUEST_TIMEOUT);
+                let asked = client
+                    .inner()
+                    .fetch_watermarks(&topic, partition, REQUEST_TIMEOUT);
                 asked.map_err(|source| ClusterError::Unavailable { what, source })
             })
             .await?;
-        let offset = |raw| Offset::new(raw).map_err(|error| ClusterError::Unusable { what, why: error.to_string() });
+        let offset = |raw| {
+            Offset::new(raw).map_err(|error| ClusterError::Unusable {
+                what,
+                why: error.to_string(),
+            })
+        };
         Ok((offset(low)?, offset(high)?))
     }
 
-    /// The configurations of topics; `None` if this cluster does not tell them (the mock cluster, or no permission).
+    /// The configurations of topics (a cluster that does not know the question lets it time out); `None` if this cluster does not tell them (the mock cluster, or no permission).
     pub(crate) async fn configs(&self, topics: &[String]) -> Option<HashMap<String, TopicConfigs>> {
-        let resources: Vec<_> = topics.iter().map(|topic| ResourceSpecifier::Topic(topic)).collect();
-        let options = AdminOptions::new().request_timeout(Some(REQUEST_TIMEOUT));
+        let resources: Vec<_> = topics
+            .iter()
+            .map(|topic| ResourceSpecifier::Topic(topic))
+            .collect();
+        let options = AdminOptions::new().request_timeout(Some(CONFIGS_TIMEOUT));
         let answers = match self.client.describe_configs(&resources, &options).await {
             Ok(answers) => answers,
             Err(error) => {
@@ -192,8 +250,13 @@ impl Cluster {
         let mut found = HashMap::new();
         for answer in answers.into_iter().flatten() {
             if let rdkafka::admin::OwnedResourceSpecifier::Topic(topic) = answer.specifier {
-                let told = answer.entries.into_iter().filter(|entry| !entry.is_sensitive);
-                let all = told.filter_map(|entry| entry.value.map(|value| (entry.name, value))).collect();
+                let told = answer
+                    .entries
+                    .into_iter()
+                    .filter(|entry| !entry.is_sensitive);
+                let all = told
+                    .filter_map(|entry| entry.value.map(|value| (entry.name, value)))
+                    .collect();
                 found.insert(topic, TopicConfigs { all });
             }
         }
@@ -201,18 +264,30 @@ impl Cluster {
     }
 
     /// What `broker` says of `topics`; at most a few hundred at a time.
-    pub(crate) async fn describe(&self, topics: Vec<String>, broker: i32) -> Result<Vec<Described>, ClusterError> {
+    pub(crate) async fn describe(
+        &self,
+        topics: Vec<String>,
+        broker: i32,
+    ) -> Result<Vec<Described>, ClusterError> {
         let what = "topic ids";
         self.blocking(what, move |client| {
             let names: Vec<&str> = topics.iter().map(String::as_str).collect();
-            describe_topics(client.inner().native_ptr(), &names, Some(broker), DESCRIBE_TIMEOUT)
-                .map_err(|why| ClusterError::Unusable { what, why })
+            describe_topics(
+                client.inner().native_ptr(),
+                &names,
+                Some(broker),
+                DESCRIBE_TIMEOUT,
+            )
+            .map_err(|why| ClusterError::Unusable { what, why })
         })
         .await
     }
 
     /// The ids of `topics` as some broker sees them now; those that the cluster does not have are left out.
-    pub async fn topic_ids(&self, topics: &[String]) -> Result<HashMap<String, TopicId>, ClusterError> {
+    pub async fn topic_ids(
+        &self,
+        topics: &[String],
+    ) -> Result<HashMap<String, TopicId>, ClusterError> {
         let view = self.metadata(None).await?;
         let mut found = HashMap::new();
         for names in topics.chunks(200) {
@@ -231,7 +306,10 @@ impl Cluster {
         topics: &[String],
         brokers: &BTreeSet<i32>,
     ) -> Result<Vec<Described>, ClusterError> {
-        let mut last = ClusterError::Unusable { what: "topic ids", why: "there is no broker to ask".to_owned() };
+        let mut last = ClusterError::Unusable {
+            what: "topic ids",
+            why: "there is no broker to ask".to_owned(),
+        };
         for broker in brokers {
             match self.describe(topics.to_vec(), *broker).await {
                 Ok(described) => return Ok(described),
@@ -246,7 +324,11 @@ impl Cluster {
     /// A broker takes a new topic into its metadata before it serves it, so one that has served a record of a new
     /// incarnation can't tell the old id afterwards; any other broker might, while it lags. If a serving broker is gone,
     /// all that are left have to agree.
-    pub(crate) async fn incarnation(&self, topic: &str, served: &BTreeSet<i32>) -> Result<Option<TopicId>, ClusterError> {
+    pub(crate) async fn incarnation(
+        &self,
+        topic: &str,
+        served: &BTreeSet<i32>,
+    ) -> Result<Option<TopicId>, ClusterError> {
         let what = "topic ids";
         if !served.is_empty()
             && let Ok(id) = self.agreed_id(topic, served).await
@@ -255,17 +337,30 @@ impl Cluster {
         }
         let view = self.metadata(Some(topic.to_owned())).await?;
         if view.brokers.is_empty() {
-            return Err(ClusterError::Unusable { what, why: "the cluster has no broker".to_owned() });
+            return Err(ClusterError::Unusable {
+                what,
+                why: "the cluster has no broker".to_owned(),
+            });
         }
         self.agreed_id(topic, &view.brokers).await
     }
 
-    async fn agreed_id(&self, topic: &str, brokers: &BTreeSet<i32>) -> Result<Option<TopicId>, ClusterError> {
-        let unusable = |why: String| ClusterError::Unusable { what: "topic ids", why };
+    async fn agreed_id(
+        &self,
+        topic: &str,
+        brokers: &BTreeSet<i32>,
+    ) -> Result<Option<TopicId>, ClusterError> {
+        let unusable = |why: String| ClusterError::Unusable {
+            what: "topic ids",
+            why,
+        };
         let mut ids = BTreeSet::new();
         for broker in brokers {
             let described = self.describe(vec![topic.to_owned()], *broker).await?;
-            let id = described.into_iter().find(|described| described.topic == topic).map(|described| described.id);
+            let id = described
+                .into_iter()
+                .find(|described| described.topic == topic)
+                .map(|described| described.id);
             ids.insert(match id {
                 Some(Ok(Some(id))) => Some(id),
                 Some(Ok(None)) => return Err(unusable("the brokers give no topic ids".to_owned())),
@@ -288,12 +383,18 @@ mod tests {
     #[test]
     fn configurations_tell_compaction_and_retention() {
         let configs = |pairs: &[(&str, &str)]| TopicConfigs {
-            all: pairs.iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned())).collect(),
+            all: pairs
+                .iter()
+                .map(|(k, v)| ((*k).to_owned(), (*v).to_owned()))
+                .collect(),
         };
         assert!(configs(&[("cleanup.policy", "delete,compact")]).is_compacted());
         assert!(!configs(&[("cleanup.policy", "delete")]).is_compacted());
         assert!(!configs(&[]).is_compacted());
-        assert_eq!(configs(&[("retention.ms", "1500")]).retention(), Some(Duration::from_millis(1_500)));
+        assert_eq!(
+            configs(&[("retention.ms", "1500")]).retention(),
+            Some(Duration::from_millis(1_500))
+        );
         assert_eq!(configs(&[("retention.ms", "-1")]).retention(), None);
     }
 }

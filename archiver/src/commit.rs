@@ -9,7 +9,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use everlog_format::{Day, Offset, OffsetRange};
-use everlog_index::{Appended, DataEntry, Entry, EntryKind, EpochStart, IndexError, Writer, WriterError, segment_key};
+use everlog_index::{
+    Appended, DataEntry, Entry, EntryKind, EpochStart, IndexError, Writer, WriterError, segment_key,
+};
 use everlog_store::{Body, Key, Put, StoreError};
 
 use crate::decide::Backoff;
@@ -56,7 +58,12 @@ pub(crate) enum Failure {
 }
 
 /// Commits `job`, waiting out what heals by itself.
-pub(crate) async fn commit(context: Arc<Context>, ticket: Ticket, mut hand: Hand, job: Job) -> (Hand, Result<(), Failure>) {
+pub(crate) async fn commit(
+    context: Arc<Context>,
+    ticket: Ticket,
+    mut hand: Hand,
+    job: Job,
+) -> (Hand, Result<(), Failure>) {
     let done = try_commit(&context, &ticket, &mut hand, &job).await;
     if let Ok(end) = done {
         context.send(Command::Committed(ticket, end)).await;
@@ -64,7 +71,12 @@ pub(crate) async fn commit(context: Arc<Context>, ticket: Ticket, mut hand: Hand
     (hand, done.map(|_| ()))
 }
 
-async fn try_commit(context: &Context, ticket: &Ticket, hand: &mut Hand, job: &Job) -> Result<Offset, Failure> {
+async fn try_commit(
+    context: &Context,
+    ticket: &Ticket,
+    hand: &mut Hand,
+    job: &Job,
+) -> Result<Offset, Failure> {
     let range = job.cut.range;
     if job.cut.doubtful {
         overtaken(context, ticket, range.end()).await?;
@@ -73,7 +85,13 @@ async fn try_commit(context: &Context, ticket: &Ticket, hand: &mut Hand, job: &J
         None => EntryKind::Empty,
         Some(finished) => {
             let day = finished.summary.day;
-            let key = segment_key(&hand.topic, hand.identity.partition, range, day, finished.summary.hash);
+            let key = segment_key(
+                &hand.topic,
+                hand.identity.partition,
+                range,
+                day,
+                finished.summary.hash,
+            );
             upload(context, ticket, &key, finished).await;
             EntryKind::Data(data_entry(finished, day))
         }
@@ -109,7 +127,11 @@ fn data_entry(finished: &FinishedFile, day: Day) -> DataEntry {
         raw_bytes: summary.raw_bytes,
         min_timestamp_ms: summary.min_timestamp_ms,
         max_timestamp_ms: summary.max_timestamp_ms,
-        epochs: summary.epochs.iter().map(|&(epoch, start)| EpochStart { epoch, start }).collect(),
+        epochs: summary
+            .epochs
+            .iter()
+            .map(|&(epoch, start)| EpochStart { epoch, start })
+            .collect(),
         day,
         time_disorder: summary.time_disorder,
         redacted: false,
@@ -119,7 +141,13 @@ fn data_entry(finished: &FinishedFile, day: Day) -> DataEntry {
 }
 
 /// Waits after a failed attempt and logs it: the first at once, later ones ever more rarely.
-pub(crate) async fn wait(context: &Context, ticket: &Ticket, backoff: &mut Backoff, what: &str, error: &(dyn Error + Send + Sync + 'static)) {
+pub(crate) async fn wait(
+    context: &Context,
+    ticket: &Ticket,
+    backoff: &mut Backoff,
+    what: &str,
+    error: &(dyn Error + Send + Sync + 'static),
+) {
     let (pause, log) = backoff.failed(rand::random());
     context.metrics.retries.inc();
     if log {
@@ -140,16 +168,32 @@ pub(crate) async fn wait(context: &Context, ticket: &Ticket, backoff: &mut Backo
 async fn overtaken(context: &Context, ticket: &Ticket, end: Offset) -> Result<(), Failure> {
     let mut backoff = Backoff::new(PAUSE_MAX);
     loop {
-        match context.cluster.watermarks(&ticket.topic, ticket.partition).await {
+        match context
+            .cluster
+            .watermarks(&ticket.topic, ticket.partition)
+            .await
+        {
             Ok((live_start, _)) if end < live_start => return Ok(()),
             Ok(_) => return Err(Failure::Doubtful),
-            Err(error) => wait(context, ticket, &mut backoff, "asking for the live start", &error).await,
+            Err(error) => {
+                wait(
+                    context,
+                    ticket,
+                    &mut backoff,
+                    "asking for the live start",
+                    &error,
+                )
+                .await
+            }
         }
     }
 }
 
 async fn upload(context: &Context, ticket: &Ticket, key: &Key, finished: &FinishedFile) {
-    let body = Body::File { path: finished.file.path().to_owned(), len: finished.summary.bytes };
+    let body = Body::File {
+        path: finished.file.path().to_owned(),
+        len: finished.summary.bytes,
+    };
     let store = context.archive.store();
     let mut backoff = Backoff::new(PAUSE_MAX);
     loop {
@@ -158,29 +202,54 @@ async fn upload(context: &Context, ticket: &Ticket, key: &Key, finished: &Finish
             Ok(Put::Created) => return,
             // The name holds the hash of bytes with our own salt, so whatever is there under it is this segment: an
             // earlier attempt of ours that seemed to fail. But only reading it proves that it is there.
-            Ok(Put::Refused) => match store.get_range(key, 0..finished.summary.bytes.min(4)).await {
-                Ok(_) => return,
-                Err(error) => error,
-            },
+            Ok(Put::Refused) => {
+                match store.get_range(key, 0..finished.summary.bytes.min(4)).await {
+                    Ok(_) => return,
+                    Err(error) => error,
+                }
+            }
             Err(error) => error,
         };
         wait(context, ticket, &mut backoff, "uploading a segment", &error).await;
     }
 }
 
-async fn same_incarnation(context: &Context, ticket: &Ticket, hand: &Hand, job: &Job) -> Result<(), Failure> {
+async fn same_incarnation(
+    context: &Context,
+    ticket: &Ticket,
+    hand: &Hand,
+    job: &Job,
+) -> Result<(), Failure> {
     let mut backoff = Backoff::new(PAUSE_MAX);
     loop {
-        match context.cluster.incarnation(&ticket.topic, &job.cut.served).await {
+        match context
+            .cluster
+            .incarnation(&ticket.topic, &job.cut.served)
+            .await
+        {
             Ok(Some(id)) if id == hand.identity.incarnation.topic_id => return Ok(()),
             Ok(_) => return Err(Failure::OtherIncarnation),
-            Err(error) => wait(context, ticket, &mut backoff, "asking for the topic's id", &error).await,
+            Err(error) => {
+                wait(
+                    context,
+                    ticket,
+                    &mut backoff,
+                    "asking for the topic's id",
+                    &error,
+                )
+                .await
+            }
         }
     }
 }
 
 /// Appends `entries`, again and again while the store does not answer.
-pub(crate) async fn append(context: &Context, ticket: &Ticket, hand: &mut Hand, entries: Vec<Entry>) -> Result<(), Failure> {
+pub(crate) async fn append(
+    context: &Context,
+    ticket: &Ticket,
+    hand: &mut Hand,
+    entries: Vec<Entry>,
+) -> Result<(), Failure> {
     let mut backoff = Backoff::new(PAUSE_MAX);
     loop {
         let error = match hand.writer.append(entries.clone()).await {
@@ -193,7 +262,9 @@ pub(crate) async fn append(context: &Context, ticket: &Ticket, hand: &mut Hand, 
                 return Err(Failure::Lost);
             }
             Err(WriterError::Contended { .. }) => return Err(Failure::Contended),
-            Err(error @ (WriterError::Gap { .. } | WriterError::Invalid { .. })) => return Err(Failure::Damaged(Box::new(error))),
+            Err(error @ (WriterError::Gap { .. } | WriterError::Invalid { .. })) => {
+                return Err(Failure::Damaged(Box::new(error)));
+            }
             Err(WriterError::Index(error)) => error,
         };
         match error {
@@ -207,5 +278,8 @@ pub(crate) async fn append(context: &Context, ticket: &Ticket, hand: &mut Hand, 
 
 /// The entry for records that are gone for good.
 pub(crate) fn hole(range: OffsetRange) -> Entry {
-    Entry { range, kind: EntryKind::Hole(everlog_index::HoleReason::Retention) }
+    Entry {
+        range,
+        kind: EntryKind::Hole(everlog_index::HoleReason::Retention),
+    }
 }

@@ -39,31 +39,85 @@ pub struct ArchiverConfig {
 
 /// Why a property may not be given in `kafka_properties`.
 pub const REFUSED_PROPERTIES: &[(&str, &str)] = &[
-    ("isolation.level", "must be read_committed, or aborted records would be archived"),
-    ("auto.offset.reset", "must be error, or lost records would be skipped in silence"),
-    ("enable.auto.commit", "group offsets are committed after the archive's own commit"),
-    ("auto.commit.enable", "group offsets are committed after the archive's own commit"),
-    ("enable.auto.offset.store", "group offsets are committed after the archive's own commit"),
+    (
+        "isolation.level",
+        "must be read_committed, or aborted records would be archived",
+    ),
+    (
+        "auto.offset.reset",
+        "must be error, or lost records would be skipped in silence",
+    ),
+    (
+        "enable.auto.commit",
+        "group offsets are committed after the archive's own commit",
+    ),
+    (
+        "auto.commit.enable",
+        "group offsets are committed after the archive's own commit",
+    ),
+    (
+        "enable.auto.offset.store",
+        "group offsets are committed after the archive's own commit",
+    ),
     ("group.id", "is a setting of everlog's own (group_id)"),
-    ("group.instance.id", "is a setting of everlog's own (instance_id)"),
-    ("group.protocol", "must be classic: partitions are assigned one by one"),
-    ("partition.assignment.strategy", "must be cooperative-sticky: partitions are assigned one by one"),
-    ("bootstrap.servers", "is a setting of everlog's own (bootstrap_servers)"),
-    ("metadata.broker.list", "is a setting of everlog's own (bootstrap_servers)"),
-    ("check.crcs", "must be true, or damaged records would be archived"),
-    ("enable.partition.eof", "must be true: the covered end is read from it"),
-    ("queued.max.messages.kbytes", "follows from the memory setting"),
-    ("allow.auto.create.topics", "must be false: archiving creates no topics"),
-    ("topic.blacklist", "would hide topics in silence: use the topics setting"),
-    ("enable.metrics.push", "must be left alone: telemetry is not the archiver's"),
+    (
+        "group.instance.id",
+        "is a setting of everlog's own (instance_id)",
+    ),
+    (
+        "group.protocol",
+        "must be classic: partitions are assigned one by one",
+    ),
+    (
+        "partition.assignment.strategy",
+        "must be cooperative-sticky: partitions are assigned one by one",
+    ),
+    (
+        "bootstrap.servers",
+        "is a setting of everlog's own (bootstrap_servers)",
+    ),
+    (
+        "metadata.broker.list",
+        "is a setting of everlog's own (bootstrap_servers)",
+    ),
+    (
+        "check.crcs",
+        "must be true, or damaged records would be archived",
+    ),
+    (
+        "enable.partition.eof",
+        "must be true: the covered end is read from it",
+    ),
+    (
+        "queued.max.messages.kbytes",
+        "follows from the memory setting",
+    ),
+    (
+        "allow.auto.create.topics",
+        "must be false: archiving creates no topics",
+    ),
+    (
+        "topic.blacklist",
+        "would hide topics in silence: use the topics setting",
+    ),
+    (
+        "enable.metrics.push",
+        "must be left alone: telemetry is not the archiver's",
+    ),
 ];
 
 impl ArchiverConfig {
     /// Whether `key` may be given in `kafka_properties`; else why not.
     pub fn check_property(key: &str) -> Result<(), ArchiverError> {
-        match REFUSED_PROPERTIES.iter().find(|(refused, _)| *refused == key.trim()) {
+        match REFUSED_PROPERTIES
+            .iter()
+            .find(|(refused, _)| *refused == key.trim())
+        {
             None => Ok(()),
-            Some((_, why)) => Err(ArchiverError::Property { key: key.to_owned(), why: (*why).to_owned() }),
+            Some((_, why)) => Err(ArchiverError::Property {
+                key: key.to_owned(),
+                why: (*why).to_owned(),
+            }),
         }
     }
 
@@ -79,10 +133,19 @@ impl ArchiverConfig {
             return wrong("group_id and instance_id", "must not be empty".to_owned());
         }
         if self.memory_bytes < MEMORY_BYTES_MIN {
-            return wrong("memory_bytes", format!("is {}, but at least {MEMORY_BYTES_MIN} are needed", self.memory_bytes));
+            return wrong(
+                "memory_bytes",
+                format!(
+                    "is {}, but at least {MEMORY_BYTES_MIN} are needed",
+                    self.memory_bytes
+                ),
+            );
         }
         if self.segment_max_bytes < 64 << 10 {
-            return wrong("segment_max_bytes", format!("is {}, the least is 65536", self.segment_max_bytes));
+            return wrong(
+                "segment_max_bytes",
+                format!("is {}, the least is 65536", self.segment_max_bytes),
+            );
         }
         if self.segment_max_age < Duration::from_secs(1) {
             return wrong("segment_max_age", "is less than a second".to_owned());
@@ -93,8 +156,15 @@ impl ArchiverConfig {
     /// What the cluster's administrative client gets.
     pub(crate) fn client_properties(&self) -> Vec<(String, String)> {
         let mut all = vec![("client.id".to_owned(), "everlog-archiver".to_owned())];
-        all.push(("bootstrap.servers".to_owned(), self.bootstrap_servers.clone()));
-        all.extend(self.kafka_properties.iter().map(|(key, value)| (key.clone(), value.clone())));
+        all.push((
+            "bootstrap.servers".to_owned(),
+            self.bootstrap_servers.clone(),
+        ));
+        all.extend(
+            self.kafka_properties
+                .iter()
+                .map(|(key, value)| (key.clone(), value.clone())),
+        );
         all
     }
 
@@ -120,7 +190,11 @@ impl ArchiverConfig {
             ("allow.auto.create.topics", "false"),
             ("queued.max.messages.kbytes", queue_kib.as_str()),
         ];
-        all.extend(fixed.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())));
+        all.extend(
+            fixed
+                .iter()
+                .map(|(key, value)| ((*key).to_owned(), (*value).to_owned())),
+        );
         all
     }
 }
@@ -139,7 +213,10 @@ impl MemoryPlan {
         // Beside librdkafka's queue: the message batch in hand and one chunk of arrays for each encoder.
         let fixed = (QUEUE_KIB << 10) + (32 << 20);
         let rest = memory_bytes.saturating_sub(fixed).max(16 << 20);
-        MemoryPlan { chunks_bytes: rest / 2, writers_bytes: rest / 2 }
+        MemoryPlan {
+            chunks_bytes: rest / 2,
+            writers_bytes: rest / 2,
+        }
     }
 }
 
@@ -150,7 +227,10 @@ mod tests {
     fn config(properties: &[(&str, &str)]) -> ArchiverConfig {
         ArchiverConfig {
             bootstrap_servers: "localhost:9092".to_owned(),
-            kafka_properties: properties.iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned())).collect(),
+            kafka_properties: properties
+                .iter()
+                .map(|(k, v)| ((*k).to_owned(), (*v).to_owned()))
+                .collect(),
             topics: TopicSelection::parse(&["orders"]).unwrap(),
             group_id: "everlog-archiver".to_owned(),
             instance_id: "here".to_owned(),
@@ -167,13 +247,22 @@ mod tests {
             let error = config(&[(key, "x")]).check().unwrap_err().to_string();
             assert!(error.contains(key), "{error}");
         }
-        assert!(config(&[("client.rack", "a"), ("security.protocol", "ssl")]).check().is_ok());
+        assert!(
+            config(&[("client.rack", "a"), ("security.protocol", "ssl")])
+                .check()
+                .is_ok()
+        );
     }
 
     #[test]
     fn what_the_archive_rests_on_comes_after_the_operators_own() {
         let all = config(&[("session.timeout.ms", "20000")]).consumer_properties();
-        let last = |wanted: &str| all.iter().rev().find(|(key, _)| key == wanted).map(|(_, value)| value.as_str());
+        let last = |wanted: &str| {
+            all.iter()
+                .rev()
+                .find(|(key, _)| key == wanted)
+                .map(|(_, value)| value.as_str())
+        };
         assert_eq!(last("session.timeout.ms"), Some("20000"));
         assert_eq!(last("isolation.level"), Some("read_committed"));
         assert_eq!(last("auto.offset.reset"), Some("error"));
@@ -185,6 +274,9 @@ mod tests {
         config.memory_bytes = MEMORY_BYTES_MIN - 1;
         assert!(config.check().is_err());
         let plan = MemoryPlan::of(256 << 20);
-        assert_eq!(plan.chunks_bytes + plan.writers_bytes + (64 << 20), 256 << 20);
+        assert_eq!(
+            plan.chunks_bytes + plan.writers_bytes + (64 << 20),
+            256 << 20
+        );
     }
 }

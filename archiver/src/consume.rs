@@ -132,14 +132,26 @@ impl Consume {
     }
 
     fn poll(&mut self) {
-        let timeout = if self.stopping_since.is_some() { POLL_TIMEOUT / 10 } else { POLL_TIMEOUT };
+        let timeout = if self.stopping_since.is_some() {
+            POLL_TIMEOUT / 10
+        } else {
+            POLL_TIMEOUT
+        };
         let mut key: Option<(Arc<str>, i32)> = None;
-        self.consumer.poll(timeout, &mut self.slots, Slots::change, |slots, delivery| {
-            if !delivery.same_partition {
-                key = slots.slots.get_key_value(delivery.topic).map(|(topic, _)| (Arc::clone(topic), delivery.partition));
-            }
-            slots.deliver(key.as_ref(), delivery);
-        });
+        self.consumer.poll(
+            timeout,
+            &mut self.slots,
+            Slots::change,
+            |slots, delivery| {
+                if !delivery.same_partition {
+                    key = slots
+                        .slots
+                        .get_key_value(delivery.topic)
+                        .map(|(topic, _)| (Arc::clone(topic), delivery.partition));
+                }
+                slots.deliver(key.as_ref(), delivery);
+            },
+        );
     }
 
     fn obey(&mut self, command: Command) {
@@ -151,9 +163,15 @@ impl Consume {
             }
             Command::Incarnations(ids) => {
                 for (topic, id) in ids {
-                    let Some(partitions) = self.slots.slots.get(topic.as_str()) else { continue };
+                    let Some(partitions) = self.slots.slots.get(topic.as_str()) else {
+                        continue;
+                    };
                     for slot in partitions.values() {
-                        if slot.reading.as_ref().is_some_and(|reading| reading.topic_id != id) {
+                        if slot
+                            .reading
+                            .as_ref()
+                            .is_some_and(|reading| reading.topic_id != id)
+                        {
                             tracing::warn!(topic, partition = slot.ticket.partition, new_id = %id, "the topic was created again");
                             self.slots.to_reset.push((slot.ticket.clone(), Pause::None));
                         }
@@ -164,14 +182,24 @@ impl Consume {
             Command::Begin(ticket, begin) => self.begin(ticket, &begin),
             Command::Committed(ticket, end) => {
                 let at = self.slots.now;
-                let Some(slot) = self.slots.assigned(&ticket) else { return };
+                let Some(slot) = self.slots.assigned(&ticket) else {
+                    return;
+                };
                 if slot.ticket.session == ticket.session
                     && let Some(reading) = &mut slot.reading
                 {
                     reading.committed(end, at);
                 }
-                if let Err(code) = self.consumer.commit(&ticket.topic, ticket.partition, end.get()) {
-                    tracing::debug!(?code, topic = &*ticket.topic, partition = ticket.partition, "group offset not committed");
+                if let Err(code) = self
+                    .consumer
+                    .commit(&ticket.topic, ticket.partition, end.get())
+                {
+                    tracing::debug!(
+                        ?code,
+                        topic = &*ticket.topic,
+                        partition = ticket.partition,
+                        "group offset not committed"
+                    );
                 }
             }
             Command::Failed(ticket, pause) => {
@@ -192,7 +220,9 @@ impl Consume {
             return;
         }
         let (at, gauge) = (self.slots.now, Arc::clone(&self.slots.context.chunks));
-        let Some(slot) = self.slots.assigned(&ticket) else { return };
+        let Some(slot) = self.slots.assigned(&ticket) else {
+            return;
+        };
         tracing::info!(
             topic = &*ticket.topic,
             partition = ticket.partition,
@@ -203,8 +233,16 @@ impl Consume {
         slot.ticket.session = ticket.session;
         slot.reading = Some(Reading::new(begin, &gauge, at));
         let from = begin.fetch_from.get();
-        if let Err(why) = self.consumer.assign(&ticket.topic, ticket.partition, from, begin.epoch) {
-            tracing::warn!(topic = &*ticket.topic, partition = ticket.partition, why, "the fetcher does not take the partition");
+        if let Err(why) = self
+            .consumer
+            .assign(&ticket.topic, ticket.partition, from, begin.epoch)
+        {
+            tracing::warn!(
+                topic = &*ticket.topic,
+                partition = ticket.partition,
+                why,
+                "the fetcher does not take the partition"
+            );
             self.slots.to_reset.push((ticket, Pause::Frozen));
             self.reset_marked();
         }
@@ -215,15 +253,26 @@ impl Consume {
     fn reset_marked(&mut self) {
         for (ticket, pause) in std::mem::take(&mut self.slots.to_reset) {
             let consumer = &self.consumer;
-            let Some(slot) = self.slots.assigned(&ticket) else { continue };
+            let Some(slot) = self.slots.assigned(&ticket) else {
+                continue;
+            };
             if slot.ticket.session != ticket.session || slot.reading.take().is_none() {
                 continue;
             }
             if let Err(why) = consumer.unassign(&ticket.topic, ticket.partition) {
-                tracing::debug!(topic = &*ticket.topic, partition = ticket.partition, why, "was not fetched");
+                tracing::debug!(
+                    topic = &*ticket.topic,
+                    partition = ticket.partition,
+                    why,
+                    "was not fetched"
+                );
             }
             if slot.work.try_send(Work::Reset(pause)).is_err() {
-                tracing::warn!(topic = &*ticket.topic, partition = ticket.partition, "replacing a worker that is stuck");
+                tracing::warn!(
+                    topic = &*ticket.topic,
+                    partition = ticket.partition,
+                    "replacing a worker that is stuck"
+                );
                 self.slots.replace(&ticket);
             }
         }
@@ -257,11 +306,20 @@ impl Consume {
     fn spill(&mut self) {
         let context = Arc::clone(&self.slots.context);
         while context.chunks.limit() / 4 * 3 < context.chunks.used() {
-            let readings = self.slots.slots.values_mut().flat_map(HashMap::values_mut).filter_map(|slot| {
-                let ticket = slot.ticket.clone();
-                slot.reading.as_mut().map(|reading| (ticket, reading))
-            });
-            let Some((ticket, reading)) = readings.max_by_key(|(_, reading)| reading.spillable_bytes()) else { return };
+            let readings = self
+                .slots
+                .slots
+                .values_mut()
+                .flat_map(HashMap::values_mut)
+                .filter_map(|slot| {
+                    let ticket = slot.ticket.clone();
+                    slot.reading.as_mut().map(|reading| (ticket, reading))
+                });
+            let Some((ticket, reading)) =
+                readings.max_by_key(|(_, reading)| reading.spillable_bytes())
+            else {
+                return;
+            };
             let before = reading.spillable_bytes();
             // Less than this is not what fills the memory: bursts on their way do, and those soon go.
             if before < context.chunks.limit() / 64 {
@@ -271,7 +329,10 @@ impl Consume {
                 Ok(()) => context.metrics.spilled_bytes.inc_by(before),
                 Err(error) => {
                     let error = &error as &dyn Error;
-                    tracing::error!(error, "the spool can't be written, the partition starts over");
+                    tracing::error!(
+                        error,
+                        "the spool can't be written, the partition starts over"
+                    );
                     self.slots.to_reset.push((ticket, Pause::Frozen));
                     self.reset_marked();
                 }
@@ -279,34 +340,54 @@ impl Consume {
         }
     }
 
+    /// Takes partitions from the fetcher that are to wait, and gives them back where their records end.
     fn set_pauses(&mut self) {
-        let all = self.all_paused;
+        let all = self.all_paused || self.stopping_since.is_some();
         for slot in self.slots.slots.values_mut().flat_map(HashMap::values_mut) {
-            let Some(reading) = &mut slot.reading else { continue };
+            let Some(reading) = &mut slot.reading else {
+                continue;
+            };
             let wanted = all || reading.wants_pause();
-            if wanted != reading.paused {
-                reading.paused = wanted;
-                if let Err(code) = self.consumer.set_paused(&slot.ticket.topic, slot.ticket.partition, wanted) {
-                    tracing::debug!(?code, wanted, "pausing or resuming failed");
-                }
+            if wanted == reading.paused {
+                continue;
+            }
+            reading.paused = wanted;
+            let (topic, partition) = (&*slot.ticket.topic, slot.ticket.partition);
+            let done = if wanted {
+                self.consumer.unassign(topic, partition)
+            } else {
+                self.consumer.assign(topic, partition, reading.end().get(), None)
+            };
+            if let Err(why) = done {
+                tracing::warn!(topic, partition, why, wanted, "pausing or going on failed, the partition starts over");
+                self.slots.to_reset.push((slot.ticket.clone(), Pause::Frozen));
             }
         }
+        self.reset_marked();
     }
 
     fn look(&mut self) {
         let (at, unix) = (self.slots.now, unix_ms());
         let (limits, consumer) = (self.slots.limits, &self.consumer);
         let context = Arc::clone(&self.slots.context);
-        context.metrics.memory_bytes.set(i64::try_from(context.chunks.used()).unwrap_or(i64::MAX));
+        context
+            .metrics
+            .memory_bytes
+            .set(i64::try_from(context.chunks.used()).unwrap_or(i64::MAX));
         for slot in self.slots.slots.values_mut().flat_map(HashMap::values_mut) {
             let ticket = &slot.ticket;
-            let live = slot.reading.as_ref().and_then(|_| consumer.watermarks(&ticket.topic, ticket.partition));
+            let live = slot
+                .reading
+                .as_ref()
+                .and_then(|_| consumer.watermarks(&ticket.topic, ticket.partition));
             let retention = context.facts.retention(&ticket.topic);
             if self.stopping_since.is_none()
                 && let Err(error) = slot.look(&limits, live, retention, at, unix)
             {
                 tracing::error!(error = &error as &dyn Error, "a segment could not be cut");
-                self.slots.to_reset.push((slot.ticket.clone(), Pause::Frozen));
+                self.slots
+                    .to_reset
+                    .push((slot.ticket.clone(), Pause::Frozen));
             }
             slot.measure(live, at, unix);
         }
@@ -320,24 +401,32 @@ impl Consume {
                 continue;
             }
             if let Err(error) = slot.cut(Cut::Stop, false) {
-                tracing::warn!(error = &error as &dyn Error, "what is open is left to the next run");
-            }
-            let _ = self.consumer.set_paused(&slot.ticket.topic, slot.ticket.partition, true);
-            if let Some(reading) = &mut slot.reading {
-                reading.paused = true;
+                tracing::warn!(
+                    error = &error as &dyn Error,
+                    "what is open is left to the next run"
+                );
             }
         }
     }
 
     fn may_end(&self) -> bool {
-        let Some(since) = self.stopping_since else { return false };
-        let mut readings = self.slots.slots.values().flat_map(HashMap::values).filter_map(|slot| slot.reading.as_ref());
+        let Some(since) = self.stopping_since else {
+            return false;
+        };
+        let mut readings = self
+            .slots
+            .slots
+            .values()
+            .flat_map(HashMap::values)
+            .filter_map(|slot| slot.reading.as_ref());
         if !readings.any(Reading::has_cuts_on_their_way) {
             return true;
         }
         let late = STOP_TIME < self.slots.now.saturating_duration_since(since);
         if late {
-            tracing::warn!("not everything could be committed in time: the next run reads it again from the cluster");
+            tracing::warn!(
+                "not everything could be committed in time: the next run reads it again from the cluster"
+            );
         }
         late
     }
@@ -346,7 +435,10 @@ impl Consume {
 impl Slots {
     /// The slot of this very assignment.
     fn assigned(&mut self, ticket: &Ticket) -> Option<&mut Slot> {
-        let slot = self.slots.get_mut(&ticket.topic)?.get_mut(&ticket.partition)?;
+        let slot = self
+            .slots
+            .get_mut(&ticket.topic)?
+            .get_mut(&ticket.partition)?;
         (slot.ticket.assignment == ticket.assignment).then_some(slot)
     }
 
@@ -374,15 +466,34 @@ impl Slots {
 
     fn add(&mut self, topic: &str, partition: i32) {
         self.assignments += 1;
-        let ticket = Ticket { topic: Arc::from(topic), partition, assignment: self.assignments, session: 0 };
+        let ticket = Ticket {
+            topic: Arc::from(topic),
+            partition,
+            assignment: self.assignments,
+            session: 0,
+        };
         let (work, queue) = mpsc::channel(WORK_MAX);
         let metrics = Arc::new(self.context.metrics.partition(topic, partition));
         let token = CancellationToken::new();
-        let worker = Worker::new(Arc::clone(&self.context), ticket.clone(), queue, Arc::clone(&metrics));
+        let worker = Worker::new(
+            Arc::clone(&self.context),
+            ticket.clone(),
+            queue,
+            Arc::clone(&metrics),
+        );
         self.runtime.spawn(worker.run(token.clone()));
-        let slot =
-            Slot { ticket: ticket.clone(), work, metrics, reading: None, since: self.now, _worker: token.drop_guard() };
-        self.slots.entry(ticket.topic).or_default().insert(partition, slot);
+        let slot = Slot {
+            ticket: ticket.clone(),
+            work,
+            metrics,
+            reading: None,
+            since: self.now,
+            _worker: token.drop_guard(),
+        };
+        self.slots
+            .entry(ticket.topic)
+            .or_default()
+            .insert(partition, slot);
     }
 
     fn replace(&mut self, ticket: &Ticket) {
@@ -393,7 +504,12 @@ impl Slots {
     }
 
     fn plan_bursts(&mut self) {
-        let reading = self.slots.values().flat_map(HashMap::values).filter(|slot| slot.reading.is_some()).count();
+        let reading = self
+            .slots
+            .values()
+            .flat_map(HashMap::values)
+            .filter(|slot| slot.reading.is_some())
+            .count();
         self.plan = burst_plan(reading, &self.memory, self.limits.max_bytes);
     }
 
@@ -401,17 +517,26 @@ impl Slots {
         let slot = key.and_then(|(topic, partition)| self.slots.get_mut(topic)?.get_mut(partition));
         let Some(slot) = slot else {
             if let What::Error { code, text } = delivery.what {
-                tracing::info!(?code, text, topic = delivery.topic, "the consumer reports trouble, librdkafka retries");
+                tracing::info!(
+                    ?code,
+                    text,
+                    topic = delivery.topic,
+                    "the consumer reports trouble, librdkafka retries"
+                );
             }
             return;
         };
         let failed = match delivery.what {
-            What::Record(record, broker) => slot.record(&record, broker, self.plan, &self.limits, self.now),
+            What::Record(record, broker) => {
+                slot.record(&record, broker, self.plan, &self.limits, self.now)
+            }
             What::End { offset } => {
                 slot.end_of_partition(offset, self.now);
                 Ok(())
             }
-            What::Error { code, text } => return self.trouble(delivery.topic, delivery.partition, code, &text),
+            What::Error { code, text } => {
+                return self.trouble(delivery.topic, delivery.partition, code, &text);
+            }
         };
         if let Err(error) = failed {
             self.contradiction(delivery.topic, delivery.partition, &error);
@@ -420,29 +545,68 @@ impl Slots {
 
     /// A delivery that can't be taken in: what is open is dropped and read again.
     fn contradiction(&mut self, topic: &str, partition: i32, error: &SlotError) {
-        let Some(slot) = self.slots.get_mut(topic).and_then(|slots| slots.get_mut(&partition)) else { return };
-        if slot.reading.is_none() || self.to_reset.iter().any(|(ticket, _)| *ticket == slot.ticket) {
+        let Some(slot) = self
+            .slots
+            .get_mut(topic)
+            .and_then(|slots| slots.get_mut(&partition))
+        else {
+            return;
+        };
+        if slot.reading.is_none()
+            || self
+                .to_reset
+                .iter()
+                .any(|(ticket, _)| *ticket == slot.ticket)
+        {
             return;
         }
         let error = error as &dyn Error;
-        tracing::error!(topic, partition, error, "the partition is frozen: its deliveries contradict each other");
+        tracing::error!(
+            topic,
+            partition,
+            error,
+            "the partition is frozen: its deliveries contradict each other"
+        );
         self.to_reset.push((slot.ticket.clone(), Pause::Frozen));
     }
 
     /// The consumer can't go on with a partition. What came before is cut and committed, then the worker starts over
     /// and finds out where the cluster stands.
     fn trouble(&mut self, topic: &str, partition: i32, code: RDKafkaErrorCode, text: &str) {
-        let Some(slot) = self.slots.get_mut(topic).and_then(|slots| slots.get_mut(&partition)) else { return };
-        if slot.reading.is_none() || self.to_reset.iter().any(|(ticket, _)| *ticket == slot.ticket) {
+        let Some(slot) = self
+            .slots
+            .get_mut(topic)
+            .and_then(|slots| slots.get_mut(&partition))
+        else {
+            return;
+        };
+        if slot.reading.is_none()
+            || self
+                .to_reset
+                .iter()
+                .any(|(ticket, _)| *ticket == slot.ticket)
+        {
             return;
         }
-        tracing::warn!(topic, partition, ?code, text, "the partition is frozen where it stands");
+        tracing::warn!(
+            topic,
+            partition,
+            ?code,
+            text,
+            "the partition is frozen where it stands"
+        );
         slot.metrics.set_frozen(true);
         // The next offset was refused: retention was faster, or the log was truncated below it.
-        let doubtful = matches!(code, RDKafkaErrorCode::AutoOffsetReset | RDKafkaErrorCode::OffsetOutOfRange);
+        let doubtful = matches!(
+            code,
+            RDKafkaErrorCode::AutoOffsetReset | RDKafkaErrorCode::OffsetOutOfRange
+        );
         let doubtful = doubtful || matches!(code, RDKafkaErrorCode::LogTruncation);
         if let Err(error) = slot.cut(Cut::Trouble, doubtful) {
-            tracing::warn!(error = &error as &dyn Error, "what was open could not be cut");
+            tracing::warn!(
+                error = &error as &dyn Error,
+                "what was open could not be cut"
+            );
         }
         self.to_reset.push((slot.ticket.clone(), Pause::Frozen));
     }

@@ -35,11 +35,18 @@ pub(crate) struct StartView {
 pub(crate) enum Start {
     /// Fetch from `fetch_from` (with the epoch of the record before it, if the leader can be asked about it); offsets
     /// below `covered_from` are archived or known to hold nothing, so a record there is a contradiction.
-    Fetch { fetch_from: Offset, epoch: Option<i32>, covered_from: Offset },
+    Fetch {
+        fetch_from: Offset,
+        epoch: Option<i32>,
+        covered_from: Offset,
+    },
     /// The cluster has let go of this range: record a hole, then look again.
     Hole(OffsetRange),
     /// The archive holds more than the cluster: its log was truncated.
-    BeyondEnd { next: Offset, high_watermark: Offset },
+    BeyondEnd {
+        next: Offset,
+        high_watermark: Offset,
+    },
 }
 
 /// Decides where to begin.
@@ -48,19 +55,32 @@ pub(crate) enum Start {
 /// record (markers) of a later epoch, and a leader asked for the earlier epoch would rightly name a smaller end.
 pub(crate) fn start(view: &StartView) -> Start {
     let Some(next) = view.next else {
-        return Start::Fetch { fetch_from: view.live_start, epoch: None, covered_from: view.live_start };
+        return Start::Fetch {
+            fetch_from: view.live_start,
+            epoch: None,
+            covered_from: view.live_start,
+        };
     };
     if let Some(lost) = OffsetRange::new(next, view.live_start) {
         return Start::Hole(lost);
     }
     if view.high_watermark < next {
-        return Start::BeyondEnd { next, high_watermark: view.high_watermark };
+        return Start::BeyondEnd {
+            next,
+            high_watermark: view.high_watermark,
+        };
     }
     match view.after_last_record {
-        Some((from, epoch)) if view.live_start < from && from <= next => {
-            Start::Fetch { fetch_from: from, epoch: Some(epoch), covered_from: next }
-        }
-        _ => Start::Fetch { fetch_from: next, epoch: None, covered_from: next },
+        Some((from, epoch)) if view.live_start < from && from <= next => Start::Fetch {
+            fetch_from: from,
+            epoch: Some(epoch),
+            covered_from: next,
+        },
+        _ => Start::Fetch {
+            fetch_from: next,
+            epoch: None,
+            covered_from: next,
+        },
     }
 }
 
@@ -107,7 +127,10 @@ impl Progress {
                 self.end = after;
                 Ok(())
             }
-            _ => Err(Backwards { found: offset, end: self.end }),
+            _ => Err(Backwards {
+                found: offset,
+                end: self.end,
+            }),
         }
     }
 
@@ -188,16 +211,23 @@ pub(crate) fn cut_now(open: &OpenSegment, limits: &Limits) -> Option<Cut> {
         return Some(Cut::Age);
     }
     let uncommitted = open.archived_end.distance_to(range.end());
-    let passed = open.live_start.map_or(0, |live_start| open.archived_end.distance_to(live_start));
+    let passed = open
+        .live_start
+        .map_or(0, |live_start| open.archived_end.distance_to(live_start));
     let near_by_offset = passed > 0 && uncommitted <= passed.saturating_mul(2);
-    let near_by_time = open.retention.zip(open.oldest_record_age).is_some_and(|(keep, age)| keep / 4 < age);
+    let near_by_time = open
+        .retention
+        .zip(open.oldest_record_age)
+        .is_some_and(|(keep, age)| keep / 4 < age);
     (near_by_offset || near_by_time).then_some(Cut::Retention)
 }
 
 /// The day of a record for [`day_cut`]; `None` where the timestamp names no day that a label could have.
 pub(crate) fn day_number(timestamp_ms: i64) -> Option<i64> {
     // 2000-01-01 up to 9999-12-31.
-    (946_684_800_000..253_402_300_800_000).contains(&timestamp_ms).then(|| timestamp_ms.div_euclid(DAY_MS))
+    (946_684_800_000..253_402_300_800_000)
+        .contains(&timestamp_ms)
+        .then(|| timestamp_ms.div_euclid(DAY_MS))
 }
 
 /// Whether a record of day `next` ends a segment whose first record is of day `first`.
@@ -216,13 +246,25 @@ pub(crate) struct BurstPlan {
 
 /// With few partitions their row groups stay open in memory and small bursts keep the encoders busy. With many that
 /// would not fit: then a burst is collected (on disk under pressure) until it makes a whole row group.
-pub(crate) fn burst_plan(partitions: usize, memory: &MemoryPlan, segment_max_bytes: u64) -> BurstPlan {
+pub(crate) fn burst_plan(
+    partitions: usize,
+    memory: &MemoryPlan,
+    segment_max_bytes: u64,
+) -> BurstPlan {
     let partitions = u64::try_from(partitions).unwrap_or(u64::MAX).max(1);
-    let small = BURST_BYTES.min(memory.chunks_bytes / partitions.saturating_mul(3)).max(64 << 10);
+    let small = BURST_BYTES
+        .min(memory.chunks_bytes / partitions.saturating_mul(3))
+        .max(64 << 10);
     if partitions.saturating_mul(OPEN_GROUP_BYTES) <= memory.writers_bytes {
-        BurstPlan { bytes: small.min(segment_max_bytes), ends_row_group: false }
+        BurstPlan {
+            bytes: small.min(segment_max_bytes),
+            ends_row_group: false,
+        }
     } else {
-        BurstPlan { bytes: CLOSED_BURST_BYTES.min(segment_max_bytes.saturating_mul(2)), ends_row_group: true }
+        BurstPlan {
+            bytes: CLOSED_BURST_BYTES.min(segment_max_bytes.saturating_mul(2)),
+            ends_row_group: true,
+        }
     }
 }
 
@@ -241,9 +283,14 @@ impl Backoff {
     /// One more failure: how long to wait (`jitter` in 0..1 spreads it over the upper half), and whether to log. The
     /// first is logged at once, later ones ever more rarely.
     pub(crate) fn failed(&mut self, jitter: f64) -> (Duration, bool) {
-        let full = Duration::from_millis(500).saturating_mul(1 << self.attempts.min(16)).min(self.max);
+        let full = Duration::from_millis(500)
+            .saturating_mul(1 << self.attempts.min(16))
+            .min(self.max);
         self.attempts = self.attempts.saturating_add(1);
-        (full.mul_f64(0.5 + jitter.clamp(0.0, 1.0) / 2.0), self.attempts.is_power_of_two())
+        (
+            full.mul_f64(0.5 + jitter.clamp(0.0, 1.0) / 2.0),
+            self.attempts.is_power_of_two(),
+        )
     }
 
     pub(crate) fn attempts(self) -> u32 {

@@ -18,7 +18,11 @@ fn check_start(next: Option<i64>, last: Option<(i64, i32)>, live: (i64, i64), wa
 
 #[test]
 fn a_partition_begins_where_the_archive_ends() {
-    let fetch = |from, epoch, covered| Start::Fetch { fetch_from: at(from), epoch, covered_from: at(covered) };
+    let fetch = |from, epoch, covered| Start::Fetch {
+        fetch_from: at(from),
+        epoch,
+        covered_from: at(covered),
+    };
     // The first entry starts where the cluster's log starts on that day.
     check_start(None, None, (40, 90), fetch(40, None, 40));
     // Behind the last record, with its epoch: the leader can say whether its log still has it.
@@ -34,7 +38,15 @@ fn a_partition_begins_where_the_archive_ends() {
 fn what_the_cluster_has_let_go_is_a_hole_and_what_it_never_had_is_a_truncation() {
     let lost = OffsetRange::new(at(60), at(75)).unwrap();
     check_start(Some(60), Some((60, 3)), (75, 90), Start::Hole(lost));
-    check_start(Some(60), Some((60, 3)), (40, 59), Start::BeyondEnd { next: at(60), high_watermark: at(59) });
+    check_start(
+        Some(60),
+        Some((60, 3)),
+        (40, 59),
+        Start::BeyondEnd {
+            next: at(60),
+            high_watermark: at(59),
+        },
+    );
 }
 
 #[test]
@@ -47,9 +59,21 @@ fn the_covered_end_is_the_larger_of_record_and_end_of_partition_in_queue_order()
     progress.end_of_partition(15);
     assert_eq!(progress.end(), at(20));
     // What an end-of-partition event has declared empty can't hold a record, nor can what was delivered.
-    assert_eq!(progress.record(19), Err(Backwards { found: 19, end: at(20) }));
+    assert_eq!(
+        progress.record(19),
+        Err(Backwards {
+            found: 19,
+            end: at(20)
+        })
+    );
     progress.record(20).unwrap();
-    assert_eq!(progress.record(20), Err(Backwards { found: 20, end: at(21) }));
+    assert_eq!(
+        progress.record(20),
+        Err(Backwards {
+            found: 20,
+            end: at(21)
+        })
+    );
     progress.cut();
     assert_eq!(progress.range(), None);
     // Past the last offset that has a next one nothing can be covered.
@@ -72,7 +96,10 @@ fn open() -> OpenSegment {
 fn check_cut(change: impl FnOnce(&mut OpenSegment), wanted: Option<Cut>) {
     let mut segment = open();
     change(&mut segment);
-    let limits = Limits { max_bytes: 1 << 20, max_age: Duration::from_secs(600) };
+    let limits = Limits {
+        max_bytes: 1 << 20,
+        max_age: Duration::from_secs(600),
+    };
     assert_eq!(cut_now(&segment, &limits), wanted, "{segment:?}");
 }
 
@@ -81,7 +108,10 @@ fn a_segment_is_cut_by_size_age_and_the_nearness_of_retention() {
     check_cut(|_| {}, None);
     check_cut(|open| open.bytes = 1 << 20, Some(Cut::Size));
     check_cut(|open| open.age = Duration::from_secs(600), Some(Cut::Age));
-    check_cut(|open| open.retention = Some(Duration::from_secs(19)), Some(Cut::Retention));
+    check_cut(
+        |open| open.retention = Some(Duration::from_secs(19)),
+        Some(Cut::Retention),
+    );
     check_cut(|open| open.retention = Some(Duration::from_secs(20)), None);
     // The live start has passed half of what is not committed.
     check_cut(|open| open.live_start = Some(at(149)), None);
@@ -98,7 +128,10 @@ fn a_segment_is_cut_by_size_age_and_the_nearness_of_retention() {
 
 #[test]
 fn a_change_of_day_cuts_only_what_is_worth_it() {
-    let (monday, tuesday) = (day_number(1_700_000_000_000), day_number(1_700_000_000_000 + DAY_MS));
+    let (monday, tuesday) = (
+        day_number(1_700_000_000_000),
+        day_number(1_700_000_000_000 + DAY_MS),
+    );
     assert!(day_cut(monday, tuesday, DAY_CUT_MIN_BYTES));
     assert!(!day_cut(monday, tuesday, DAY_CUT_MIN_BYTES - 1));
     assert!(!day_cut(monday, monday, u64::MAX));
@@ -110,9 +143,24 @@ fn a_change_of_day_cuts_only_what_is_worth_it() {
 
 #[test]
 fn many_partitions_collect_whole_row_groups_and_few_keep_theirs_open() {
-    let memory = MemoryPlan { chunks_bytes: 96 << 20, writers_bytes: 96 << 20 };
-    assert_eq!(burst_plan(4, &memory, 256 << 20), BurstPlan { bytes: 4 << 20, ends_row_group: false });
-    assert_eq!(burst_plan(100, &memory, 256 << 20), BurstPlan { bytes: 24 << 20, ends_row_group: true });
+    let memory = MemoryPlan {
+        chunks_bytes: 96 << 20,
+        writers_bytes: 96 << 20,
+    };
+    assert_eq!(
+        burst_plan(4, &memory, 256 << 20),
+        BurstPlan {
+            bytes: 4 << 20,
+            ends_row_group: false
+        }
+    );
+    assert_eq!(
+        burst_plan(100, &memory, 256 << 20),
+        BurstPlan {
+            bytes: 24 << 20,
+            ends_row_group: true
+        }
+    );
     assert_eq!(burst_plan(1, &memory, 64 << 10).bytes, 64 << 10);
 }
 

@@ -3,8 +3,8 @@
 use std::sync::Arc;
 
 use everlog_format::{
-    Day, Incarnation, Offset, Partition, RecordRef, Salt, SegmentError, SegmentIdentity, SegmentOptions, SegmentSummary,
-    SegmentWriter, TopicName,
+    Day, Incarnation, Offset, Partition, RecordRef, Salt, SegmentError, SegmentIdentity,
+    SegmentOptions, SegmentSummary, SegmentWriter, TopicName,
 };
 use tempfile::NamedTempFile;
 
@@ -68,8 +68,20 @@ impl OpenFile {
         };
         let file = new.dir.segment_file()?;
         let salt = Salt::new(rand::random());
-        let writer = SegmentWriter::new(file, identity, new.start, day, salt, SegmentOptions::default());
-        Ok(OpenFile { writer: writer.map_err(EncodeError::Finish)?, day, packed: 0, share: Share::none(new.gauge) })
+        let writer = SegmentWriter::new(
+            file,
+            identity,
+            new.start,
+            day,
+            salt,
+            SegmentOptions::default(),
+        );
+        Ok(OpenFile {
+            writer: writer.map_err(EncodeError::Finish)?,
+            day,
+            packed: 0,
+            share: Share::none(new.gauge),
+        })
     }
 
     /// Adds a burst to `open`, or to a new file. Blocks.

@@ -20,7 +20,10 @@
 //!   does not show more (see `native`).
 //! - Brokers have to give topic ids (Kafka 2.8 with KIP-516).
 //! - What was produced to a topic in the last `segment_max_age` before the topic is deleted can be lost with it.
-#![cfg_attr(test, allow(clippy::unwrap_used, reason = "a test that can't go on should panic"))]
+#![cfg_attr(
+    test,
+    allow(clippy::unwrap_used, reason = "a test that can't go on should panic")
+)]
 
 mod chunk;
 mod clock;

@@ -62,7 +62,12 @@ pub(crate) enum Pause {
 #[derive(Debug)]
 pub(crate) enum Work {
     /// Records of the open segment, which covers offsets from `start` on.
-    Burst { start: Offset, burst: Burst, ends_row_group: bool, meter: Arc<SegmentMeter> },
+    Burst {
+        start: Offset,
+        burst: Burst,
+        ends_row_group: bool,
+        meter: Arc<SegmentMeter>,
+    },
     /// The open segment ends.
     Cut(CutWork),
     /// Forget the open segment and open the partition anew.
@@ -96,6 +101,9 @@ impl SegmentMeter {
     }
 
     pub(crate) fn get(&self) -> (u64, u64) {
-        (self.encoded.load(Ordering::Relaxed), self.packed.load(Ordering::Relaxed))
+        (
+            self.encoded.load(Ordering::Relaxed),
+            self.packed.load(Ordering::Relaxed),
+        )
     }
 }

@@ -1,7 +1,9 @@
 //! What the archiver tells Prometheus.
 
 use prometheus::core::Collector;
-use prometheus::{Gauge, GaugeVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry};
+use prometheus::{
+    Gauge, GaugeVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry,
+};
 
 /// All metrics, registered.
 #[derive(Clone, Debug)]
@@ -49,7 +51,10 @@ impl Metrics {
         let gauges = |name, help| added(registry, IntGaugeVec::new(Opts::new(name, help), labels)?);
         let floats = |name, help| added(registry, GaugeVec::new(Opts::new(name, help), labels)?);
         Ok(Metrics {
-            lag_records: gauges("everlog_archiver_lag_records", "Offsets from the archived end to the high watermark.")?,
+            lag_records: gauges(
+                "everlog_archiver_lag_records",
+                "Offsets from the archived end to the high watermark.",
+            )?,
             unstable_records: gauges(
                 "everlog_archiver_unstable_records",
                 "Offsets that an open transaction keeps from being read; a hanging one lets this grow.",
@@ -62,7 +67,10 @@ impl Metrics {
                 "everlog_archiver_seconds_since_last_commit",
                 "Seconds since the partition's last commit, or since it was taken over.",
             )?,
-            frozen: gauges("everlog_archiver_frozen", "1 while the partition stands still because of trouble.")?,
+            frozen: gauges(
+                "everlog_archiver_frozen",
+                "1 while the partition stands still because of trouble.",
+            )?,
             contended: added(
                 registry,
                 IntCounterVec::new(
@@ -73,19 +81,49 @@ impl Metrics {
                     labels,
                 )?,
             )?,
-            frozen_partitions: gauge("everlog_archiver_frozen_partitions", "Partitions that stand still.")?,
-            partitions: gauge("everlog_archiver_partitions", "Partitions that this archiver holds.")?,
-            holes: counter("everlog_archiver_holes_total", "Holes recorded: records were lost before they were archived.")?,
-            hole_offsets: counter("everlog_archiver_hole_offsets_total", "Offsets inside recorded holes.")?,
+            frozen_partitions: gauge(
+                "everlog_archiver_frozen_partitions",
+                "Partitions that stand still.",
+            )?,
+            partitions: gauge(
+                "everlog_archiver_partitions",
+                "Partitions that this archiver holds.",
+            )?,
+            holes: counter(
+                "everlog_archiver_holes_total",
+                "Holes recorded: records were lost before they were archived.",
+            )?,
+            hole_offsets: counter(
+                "everlog_archiver_hole_offsets_total",
+                "Offsets inside recorded holes.",
+            )?,
             records: counter("everlog_archiver_records_total", "Records committed.")?,
-            bytes: counter("everlog_archiver_bytes_total", "Raw bytes of committed keys, values and headers.")?,
+            bytes: counter(
+                "everlog_archiver_bytes_total",
+                "Raw bytes of committed keys, values and headers.",
+            )?,
             segments: counter("everlog_archiver_segments_total", "Segments committed.")?,
-            segment_bytes: counter("everlog_archiver_segment_bytes_total", "Bytes of committed segments.")?,
+            segment_bytes: counter(
+                "everlog_archiver_segment_bytes_total",
+                "Bytes of committed segments.",
+            )?,
             commits: counter("everlog_archiver_commits_total", "Commits made.")?,
-            commits_lost: counter("everlog_archiver_commit_lost_total", "Commits lost to another writer.")?,
-            retries: counter("everlog_archiver_retries_total", "Attempts repeated because store or cluster did not answer.")?,
-            spilled_bytes: counter("everlog_archiver_spilled_bytes_total", "Packed bytes moved to disk for want of memory.")?,
-            memory_bytes: gauge("everlog_archiver_memory_bytes", "Bytes of records waiting for an encoder.")?,
+            commits_lost: counter(
+                "everlog_archiver_commit_lost_total",
+                "Commits lost to another writer.",
+            )?,
+            retries: counter(
+                "everlog_archiver_retries_total",
+                "Attempts repeated because store or cluster did not answer.",
+            )?,
+            spilled_bytes: counter(
+                "everlog_archiver_spilled_bytes_total",
+                "Packed bytes moved to disk for want of memory.",
+            )?,
+            memory_bytes: gauge(
+                "everlog_archiver_memory_bytes",
+                "Bytes of records waiting for an encoder.",
+            )?,
         })
     }
 
@@ -107,7 +145,10 @@ impl Metrics {
     }
 }
 
-fn added<C: Collector + Clone + 'static>(registry: &Registry, metric: C) -> Result<C, prometheus::Error> {
+fn added<C: Collector + Clone + 'static>(
+    registry: &Registry,
+    metric: C,
+) -> Result<C, prometheus::Error> {
     registry.register(Box::new(metric.clone()))?;
     Ok(metric)
 }
@@ -129,7 +170,10 @@ impl Drop for PartitionMetrics {
         let _ = self.all.lag_records.remove_label_values(labels);
         let _ = self.all.unstable_records.remove_label_values(labels);
         let _ = self.all.lag_seconds.remove_label_values(labels);
-        let _ = self.all.seconds_since_last_commit.remove_label_values(labels);
+        let _ = self
+            .all
+            .seconds_since_last_commit
+            .remove_label_values(labels);
         let _ = self.all.frozen.remove_label_values(labels);
     }
 }

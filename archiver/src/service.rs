@@ -9,6 +9,7 @@ use tokio::sync::{Semaphore, mpsc, oneshot};
 use tokio::task::AbortHandle;
 use tokio_util::sync::CancellationToken;
 
+use crate::ArchiverError;
 use crate::chunk::Gauge;
 use crate::cluster::Cluster;
 use crate::config::{ArchiverConfig, MemoryPlan};
@@ -20,7 +21,6 @@ use crate::native::Consumer;
 use crate::spool::SpoolDir;
 use crate::watch::{Facts, Watch};
 use crate::worker::Context;
-use crate::ArchiverError;
 
 /// Segments that are encoded at the same time. More would only take memory: the cores are shared with librdkafka.
 const ENCODERS: usize = 2;
@@ -59,12 +59,23 @@ impl Archiver {
         drop(Consumer::new(&config.consumer_properties(), 1)?);
         let spool = Arc::new(SpoolDir::open(&config.spool_dir)?);
         let metrics = Metrics::register(registry)?;
-        Ok(Archiver { config, archive, metrics, spool, cluster })
+        Ok(Archiver {
+            config,
+            archive,
+            metrics,
+            spool,
+            cluster,
+        })
     }
 
     /// Archives until `shutdown` is cancelled; then commits what it can in about ten seconds and ends.
     pub async fn run(self, shutdown: CancellationToken) -> Result<(), ArchiverError> {
-        let Some(cluster_id) = shutdown.run_until_cancelled(self.wait_for_cluster_id()).await else { return Ok(()) };
+        let Some(cluster_id) = shutdown
+            .run_until_cancelled(self.wait_for_cluster_id())
+            .await
+        else {
+            return Ok(());
+        };
         let mut backoff = Backoff::new(RESTART_PAUSE_MAX);
         loop {
             let why = match self.life(&cluster_id, &shutdown).await? {
@@ -72,8 +83,16 @@ impl Archiver {
                 Ended::Fatal(why) => why,
             };
             let (pause, _) = backoff.failed(rand::random());
-            tracing::error!(why, ?pause, "the consumer can't go on, starting another; is its instance id used twice?");
-            if shutdown.run_until_cancelled(tokio::time::sleep(pause)).await.is_none() {
+            tracing::error!(
+                why,
+                ?pause,
+                "the consumer can't go on, starting another; is its instance id used twice?"
+            );
+            if shutdown
+                .run_until_cancelled(tokio::time::sleep(pause))
+                .await
+                .is_none()
+            {
                 return Ok(());
             }
         }
@@ -87,7 +106,11 @@ impl Archiver {
                 Err(error) => {
                     let (pause, log) = backoff.failed(rand::random());
                     if log {
-                        tracing::warn!(error = &error as &dyn Error, ?pause, "the cluster is away, will retry");
+                        tracing::warn!(
+                            error = &error as &dyn Error,
+                            ?pause,
+                            "the cluster is away, will retry"
+                        );
                     }
                     tokio::time::sleep(pause).await;
                 }
@@ -116,11 +139,26 @@ impl Archiver {
             metrics: self.metrics.clone(),
             commands: commands.clone(),
         });
-        let watch = Watch::new(self.cluster.clone(), self.config.topics.clone(), facts, commands.clone());
+        let watch = Watch::new(
+            self.cluster.clone(),
+            self.config.topics.clone(),
+            facts,
+            commands.clone(),
+        );
         let _watch = Task(tokio::spawn(watch.run()).abort_handle());
         let consumer = Consumer::new(&self.config.consumer_properties(), BATCH_MAX)?;
-        let limits = Limits { max_bytes: self.config.segment_max_bytes, max_age: self.config.segment_max_age };
-        let consume = Consume::new(consumer, queue, context, tokio::runtime::Handle::current(), memory, limits);
+        let limits = Limits {
+            max_bytes: self.config.segment_max_bytes,
+            max_age: self.config.segment_max_age,
+        };
+        let consume = Consume::new(
+            consumer,
+            queue,
+            context,
+            tokio::runtime::Handle::current(),
+            memory,
+            limits,
+        );
         let (ended, mut end) = oneshot::channel();
         let thread = std::thread::Builder::new().name("everlog-consume".to_owned());
         let spawned = thread.spawn(move || {
@@ -128,8 +166,13 @@ impl Archiver {
             // An error means that nobody waits any more.
             let _ = ended.send(how);
         });
-        spawned.map_err(|source| ArchiverError::Spool { path: self.config.spool_dir.clone(), source })?;
-        let died = |_| ArchiverError::Died { what: "consumer thread" };
+        spawned.map_err(|source| ArchiverError::Spool {
+            path: self.config.spool_dir.clone(),
+            source,
+        })?;
+        let died = |_| ArchiverError::Died {
+            what: "consumer thread",
+        };
         tokio::select! {
             how = &mut end => return how.map_err(died),
             () = shutdown.cancelled() => {}

@@ -9,7 +9,9 @@ use tokio::sync::mpsc;
 use tokio_util::sync::DropGuard;
 
 use crate::chunk::{Gauge, PartTooLong};
-use crate::decide::{Backwards, BurstPlan, Cut, Limits, OpenSegment, Progress, cut_now, day_cut, day_number};
+use crate::decide::{
+    Backwards, BurstPlan, Cut, Limits, OpenSegment, Progress, cut_now, day_cut, day_number,
+};
 use crate::message::{Begin, CutWork, SegmentMeter, Ticket, Work};
 use crate::metrics::PartitionMetrics;
 use crate::spool::Backlog;
@@ -134,6 +136,11 @@ impl Reading {
         self.end_of_partition.is_some() || self.open.records > 0 || !self.cuts.is_empty()
     }
 
+    /// Everything below was delivered, or holds nothing to deliver: where to fetch on.
+    pub(crate) fn end(&self) -> Offset {
+        self.progress.end()
+    }
+
     /// Whether its own progress says that it should not be fetched now.
     pub(crate) fn wants_pause(&self) -> bool {
         CUTS_MAX <= self.cuts.len()
@@ -148,7 +155,12 @@ impl Reading {
 
     /// The timestamp of the first record that is not archived.
     fn oldest_timestamp(&self) -> Option<i64> {
-        self.cuts.iter().flatten().copied().next().or(self.open.first_timestamp_ms)
+        self.cuts
+            .iter()
+            .flatten()
+            .copied()
+            .next()
+            .or(self.open.first_timestamp_ms)
     }
 }
 
@@ -162,7 +174,9 @@ impl Slot {
         limits: &Limits,
         now: Instant,
     ) -> Result<(), SlotError> {
-        let Some(reading) = &mut self.reading else { return Ok(()) };
+        let Some(reading) = &mut self.reading else {
+            return Ok(());
+        };
         if reading.open.records > 0 {
             let first = reading.open.first_timestamp_ms.and_then(day_number);
             let day = day_number(record.timestamp_ms);
@@ -171,7 +185,9 @@ impl Slot {
                 self.cut(Cut::Day, false)?;
             }
         }
-        let Some(reading) = &mut self.reading else { return Ok(()) };
+        let Some(reading) = &mut self.reading else {
+            return Ok(());
+        };
         reading.progress.record(record.offset)?;
         let len = reading.backlog.push(record)?;
         let open = &mut reading.open;
@@ -198,7 +214,9 @@ impl Slot {
 
     /// Takes in an end-of-partition event.
     pub(crate) fn end_of_partition(&mut self, offset: i64, now: Instant) {
-        let Some(reading) = &mut self.reading else { return };
+        let Some(reading) = &mut self.reading else {
+            return;
+        };
         reading.progress.end_of_partition(offset);
         reading.end_of_partition = Some(offset);
         if reading.progress.range().is_some() {
@@ -211,23 +229,38 @@ impl Slot {
     }
 
     fn send_burst(&mut self, ends_row_group: bool) -> Result<(), SlotError> {
-        let Some(reading) = &mut self.reading else { return Ok(()) };
+        let Some(reading) = &mut self.reading else {
+            return Ok(());
+        };
         let burst = reading.backlog.take();
         if burst.is_empty() {
             return Ok(());
         }
         let (start, meter) = (reading.progress.start(), Arc::clone(&reading.open.meter));
-        self.send(Work::Burst { start, burst, ends_row_group, meter })
+        self.send(Work::Burst {
+            start,
+            burst,
+            ends_row_group,
+            meter,
+        })
     }
 
     /// Ends the open segment, if it covers anything.
     pub(crate) fn cut(&mut self, why: Cut, doubtful: bool) -> Result<(), SlotError> {
-        if self.reading.as_ref().is_none_or(|reading| reading.progress.range().is_none()) {
+        if self
+            .reading
+            .as_ref()
+            .is_none_or(|reading| reading.progress.range().is_none())
+        {
             return Ok(());
         }
         self.send_burst(false)?;
-        let Some(reading) = &mut self.reading else { return Ok(()) };
-        let Some(range) = reading.progress.range() else { return Ok(()) };
+        let Some(reading) = &mut self.reading else {
+            return Ok(());
+        };
+        let Some(range) = reading.progress.range() else {
+            return Ok(());
+        };
         reading.learn_size();
         reading.progress.cut();
         let open = std::mem::replace(&mut reading.open, Open::new());
@@ -235,7 +268,12 @@ impl Slot {
         let known = !open.served.iter().any(|broker| *broker < 0);
         let served = if known { open.served } else { BTreeSet::new() };
         reading.cuts.push_back(open.first_timestamp_ms);
-        self.send(Work::Cut(CutWork { range, why, served, doubtful }))
+        self.send(Work::Cut(CutWork {
+            range,
+            why,
+            served,
+            doubtful,
+        }))
     }
 
     /// Looks whether the open segment has to be cut.
@@ -247,7 +285,9 @@ impl Slot {
         now: Instant,
         unix_ms: i64,
     ) -> Result<(), SlotError> {
-        let Some(reading) = &mut self.reading else { return Ok(()) };
+        let Some(reading) = &mut self.reading else {
+            return Ok(());
+        };
         let record_age = reading
             .open
             .first_timestamp_ms
@@ -255,8 +295,15 @@ impl Slot {
             .and_then(|timestamp| u64::try_from(unix_ms.saturating_sub(timestamp)).ok());
         let view = OpenSegment {
             range: reading.progress.range(),
-            bytes: if reading.open.records == 0 { 0 } else { reading.estimated_bytes() },
-            age: reading.open.since.map_or(Duration::ZERO, |since| now.saturating_duration_since(since)),
+            bytes: if reading.open.records == 0 {
+                0
+            } else {
+                reading.estimated_bytes()
+            },
+            age: reading
+                .open
+                .since
+                .map_or(Duration::ZERO, |since| now.saturating_duration_since(since)),
             oldest_record_age: record_age.map(Duration::from_millis),
             archived_end: reading.archived_end,
             retention,
@@ -273,24 +320,38 @@ impl Slot {
 
     /// Brings the metrics up to date.
     pub(crate) fn measure(&mut self, live: Option<(i64, i64)>, now: Instant, unix_ms: i64) {
-        let last_commit = self.reading.as_ref().map_or(self.since, |reading| reading.last_commit);
-        self.metrics.seconds_since_last_commit.set(now.saturating_duration_since(last_commit).as_secs_f64());
-        let Some(reading) = &mut self.reading else { return };
+        let last_commit = self
+            .reading
+            .as_ref()
+            .map_or(self.since, |reading| reading.last_commit);
+        self.metrics
+            .seconds_since_last_commit
+            .set(now.saturating_duration_since(last_commit).as_secs_f64());
+        let Some(reading) = &mut self.reading else {
+            return;
+        };
         if reading.has_delivered() {
             self.metrics.set_frozen(false);
         }
         if let Some((_, high)) = live {
             reading.high_watermark = high;
         }
-        let lag = reading.high_watermark.saturating_sub(reading.archived_end.get()).max(0);
+        let lag = reading
+            .high_watermark
+            .saturating_sub(reading.archived_end.get())
+            .max(0);
         self.metrics.lag_records.set(lag);
         // At an end that lies below the high watermark, an open transaction holds back what is between.
         let unstable = match reading.end_of_partition {
-            Some(end) if reading.progress.end().get() == end => reading.high_watermark.saturating_sub(end).max(0),
+            Some(end) if reading.progress.end().get() == end => {
+                reading.high_watermark.saturating_sub(end).max(0)
+            }
             _ => 0,
         };
         self.metrics.unstable_records.set(unstable);
-        let oldest = reading.oldest_timestamp().filter(|timestamp| lag > 0 && 0 < *timestamp);
+        let oldest = reading
+            .oldest_timestamp()
+            .filter(|timestamp| lag > 0 && 0 < *timestamp);
         let age_ms = oldest.map_or(0, |timestamp| unix_ms.saturating_sub(timestamp).max(0));
         let age = Duration::from_millis(u64::try_from(age_ms).unwrap_or(0));
         self.metrics.lag_seconds.set(age.as_secs_f64());

@@ -32,26 +32,43 @@ pub(crate) struct SpoolDir {
 impl SpoolDir {
     /// Makes the directory, locks it against other processes and removes what the last run left.
     pub(crate) fn open(path: &Path) -> Result<SpoolDir, ArchiverError> {
-        let failed = |source| ArchiverError::Spool { path: path.to_owned(), source };
+        let failed = |source| ArchiverError::Spool {
+            path: path.to_owned(),
+            source,
+        };
         std::fs::create_dir_all(path).map_err(failed)?;
         let lock = File::create(path.join("lock")).map_err(failed)?;
         match lock.try_lock() {
             Ok(()) => {}
-            Err(TryLockError::WouldBlock) => return Err(ArchiverError::SpoolInUse { path: path.to_owned() }),
+            Err(TryLockError::WouldBlock) => {
+                return Err(ArchiverError::SpoolInUse {
+                    path: path.to_owned(),
+                });
+            }
             Err(TryLockError::Error(source)) => return Err(failed(source)),
         }
         for entry in std::fs::read_dir(path).map_err(failed)? {
             let entry = entry.map_err(failed)?;
-            if entry.file_name().to_string_lossy().starts_with(SEGMENT_PREFIX) {
+            if entry
+                .file_name()
+                .to_string_lossy()
+                .starts_with(SEGMENT_PREFIX)
+            {
                 std::fs::remove_file(entry.path()).map_err(failed)?;
             }
         }
-        Ok(SpoolDir { path: path.to_owned(), _lock: lock })
+        Ok(SpoolDir {
+            path: path.to_owned(),
+            _lock: lock,
+        })
     }
 
     /// A file for a segment; removed when it is dropped.
     pub(crate) fn segment_file(&self) -> io::Result<NamedTempFile> {
-        tempfile::Builder::new().prefix(SEGMENT_PREFIX).suffix(".parquet").tempfile_in(&self.path)
+        tempfile::Builder::new()
+            .prefix(SEGMENT_PREFIX)
+            .suffix(".parquet")
+            .tempfile_in(&self.path)
     }
 
     fn spill_file(&self) -> io::Result<File> {
@@ -61,8 +78,15 @@ impl SpoolDir {
 
 #[derive(Debug)]
 enum Chunk {
-    Memory { data: Vec<u8>, _share: Share },
-    Disk { at: u64, len: usize, packed_len: usize },
+    Memory {
+        data: Vec<u8>,
+        _share: Share,
+    },
+    Disk {
+        at: u64,
+        len: usize,
+        packed_len: usize,
+    },
 }
 
 /// What of one partition was read and not yet handed to an encoder.
@@ -130,7 +154,10 @@ impl Backlog {
         let share = std::mem::replace(&mut self.open_share, Share::none(&self.gauge));
         self.open_share.set(as_u64(CHUNK_BYTES));
         self.closed_memory_bytes += as_u64(data.capacity());
-        self.closed.push(Chunk::Memory { data, _share: share });
+        self.closed.push(Chunk::Memory {
+            data,
+            _share: share,
+        });
     }
 
     /// Moves closed chunks to disk. On an error the chunks not yet moved stay in memory.
@@ -142,12 +169,18 @@ impl Backlog {
         let mut compressor = zstd::bulk::Compressor::new(SPILL_LEVEL)?;
         compressor.include_checksum(true)?;
         for chunk in &mut self.closed {
-            let Chunk::Memory { data, .. } = chunk else { continue };
+            let Chunk::Memory { data, .. } = chunk else {
+                continue;
+            };
             let packed_len = data.len();
             let freed = as_u64(data.capacity());
             let bytes = compressor.compress(data)?;
             file.write_all_at(&bytes, self.file_len)?;
-            *chunk = Chunk::Disk { at: self.file_len, len: bytes.len(), packed_len };
+            *chunk = Chunk::Disk {
+                at: self.file_len,
+                len: bytes.len(),
+                packed_len,
+            };
             self.file_len += as_u64(bytes.len());
             self.closed_memory_bytes = self.closed_memory_bytes.saturating_sub(freed);
         }
@@ -159,9 +192,17 @@ impl Backlog {
         let taken = std::mem::replace(self, Backlog::new(&self.gauge));
         let mut chunks = taken.closed;
         if !taken.open.is_empty() {
-            chunks.push(Chunk::Memory { data: taken.open, _share: taken.open_share });
+            chunks.push(Chunk::Memory {
+                data: taken.open,
+                _share: taken.open_share,
+            });
         }
-        Burst { chunks, file: taken.file, packed_bytes: taken.packed_bytes, records: taken.records }
+        Burst {
+            chunks,
+            file: taken.file,
+            packed_bytes: taken.packed_bytes,
+            records: taken.records,
+        }
     }
 }
 
@@ -201,12 +242,19 @@ impl Burst {
     }
 
     /// Hands every record to `each`, in order, and gives the memory of each chunk back once it is read.
-    pub(crate) fn read<E>(self, mut each: impl FnMut(&RecordRef<'_>) -> Result<(), E>) -> Result<(), BurstError<E>> {
+    pub(crate) fn read<E>(
+        self,
+        mut each: impl FnMut(&RecordRef<'_>) -> Result<(), E>,
+    ) -> Result<(), BurstError<E>> {
         let mut each = |record: &RecordRef<'_>| each(record).map_err(BurstError::Each);
         for chunk in self.chunks {
             match chunk {
                 Chunk::Memory { data, _share } => unpack(&data, &mut each)?,
-                Chunk::Disk { at, len, packed_len } => {
+                Chunk::Disk {
+                    at,
+                    len,
+                    packed_len,
+                } => {
                     let file = self.file.as_ref().ok_or(DamagedChunk)?;
                     let mut stored = vec![0; len];
                     file.read_exact_at(&mut stored, at)?;
@@ -252,7 +300,11 @@ mod tests {
         let mut backlog = Backlog::new(&gauge);
         let large = vec![7; 3 << 20];
         for offset in 0..5_000 {
-            let value = if offset == 1_000 { &large[..] } else { &large[..300] };
+            let value = if offset == 1_000 {
+                &large[..]
+            } else {
+                &large[..300]
+            };
             backlog.push(&record(offset, value)).unwrap();
             if offset == 2_500 {
                 assert!(gauge.is_over());
@@ -267,7 +319,10 @@ mod tests {
         burst
             .read(|record| {
                 assert_eq!(record.offset, next);
-                assert_eq!(record.value.map(<[u8]>::len), Some(if next == 1_000 { 3 << 20 } else { 300 }));
+                assert_eq!(
+                    record.value.map(<[u8]>::len),
+                    Some(if next == 1_000 { 3 << 20 } else { 300 })
+                );
                 next += 1;
                 Ok::<_, ()>(())
             })
@@ -283,7 +338,10 @@ mod tests {
         let dir = SpoolDir::open(folder.path()).unwrap();
         let (_, left) = dir.segment_file().unwrap().keep().unwrap();
         std::fs::write(folder.path().join("not-ours"), "x").unwrap();
-        assert!(matches!(SpoolDir::open(folder.path()), Err(ArchiverError::SpoolInUse { .. })));
+        assert!(matches!(
+            SpoolDir::open(folder.path()),
+            Err(ArchiverError::SpoolInUse { .. })
+        ));
         drop(dir);
         SpoolDir::open(folder.path()).unwrap();
         assert!(!left.exists());

@@ -33,15 +33,28 @@ pub(crate) struct Facts(RwLock<HashMap<String, TopicFacts>>);
 impl Facts {
     /// Defaults if nothing is known.
     pub(crate) fn topic(&self, name: &str) -> TopicFacts {
-        self.0.read().expect("no writer panics").get(name).cloned().unwrap_or_default()
+        self.0
+            .read()
+            .expect("no writer panics")
+            .get(name)
+            .cloned()
+            .unwrap_or_default()
     }
 
     pub(crate) fn retention(&self, name: &str) -> Option<Duration> {
-        self.0.read().expect("no writer panics").get(name)?.configs.retention()
+        self.0
+            .read()
+            .expect("no writer panics")
+            .get(name)?
+            .configs
+            .retention()
     }
 
     fn set(&self, name: &str, facts: TopicFacts) {
-        self.0.write().expect("no writer panics").insert(name.to_owned(), facts);
+        self.0
+            .write()
+            .expect("no writer panics")
+            .insert(name.to_owned(), facts);
     }
 }
 
@@ -54,14 +67,25 @@ pub(crate) struct Watch {
     known_configs: HashMap<String, TopicConfigs>,
     internal: BTreeSet<String>,
     subscribed: Option<Vec<String>>,
+    /// Whether the last question was answered. If not, it is not put again for a while: topics not known count as
+    /// ordinary ones.
+    configs_told: bool,
     looks: u32,
 }
 
 /// Whether a topic is to be archived. Compacted and internal topics and those of Kafka Streams need their plain name.
-pub(crate) fn selected(selection: &TopicSelection, name: &str, compacted: bool, internal: bool) -> bool {
+pub(crate) fn selected(
+    selection: &TopicSelection,
+    name: &str,
+    compacted: bool,
+    internal: bool,
+) -> bool {
     // A name that is no legal one can't be archived, and Kafka itself makes none.
     TopicName::new(name).is_ok()
-        && selection.matches(name, compacted || internal || TopicSelection::name_needs_plain_name(name))
+        && selection.matches(
+            name,
+            compacted || internal || TopicSelection::name_needs_plain_name(name),
+        )
 }
 
 impl Watch {
@@ -79,6 +103,7 @@ impl Watch {
             known_configs: HashMap::new(),
             internal: BTreeSet::new(),
             subscribed: None,
+            configs_told: true,
             looks: 0,
         }
     }
@@ -118,14 +143,36 @@ impl Watch {
         let topics: Vec<String> = candidates
             .into_iter()
             .filter(|name| {
-                let compacted = self.known_configs.get(name).is_some_and(TopicConfigs::is_compacted);
-                selected(&self.selection, name, compacted, self.internal.contains(name))
+                let compacted = self
+                    .known_configs
+                    .get(name)
+                    .is_some_and(TopicConfigs::is_compacted);
+                selected(
+                    &self.selection,
+                    name,
+                    compacted,
+                    self.internal.contains(name),
+                )
             })
             .collect();
-        for topic in view.topics.iter().filter(|topic| topics.contains(&topic.name)) {
+        for topic in view
+            .topics
+            .iter()
+            .filter(|topic| topics.contains(&topic.name))
+        {
             let partition_count = u32::try_from(topic.leaders.len()).unwrap_or(u32::MAX);
-            let configs = self.known_configs.get(&topic.name).cloned().unwrap_or_default();
-            self.facts.set(&topic.name, TopicFacts { partition_count, configs });
+            let configs = self
+                .known_configs
+                .get(&topic.name)
+                .cloned()
+                .unwrap_or_default();
+            self.facts.set(
+                &topic.name,
+                TopicFacts {
+                    partition_count,
+                    configs,
+                },
+            );
         }
         self.tell(topics, described).await;
         self.looks = self.looks.wrapping_add(1);
@@ -142,7 +189,10 @@ impl Watch {
             }
             self.send(Command::Subscribe(topics.clone())).await;
         }
-        let ids = described.into_iter().filter(|(name, _)| topics.contains(name)).collect();
+        let ids = described
+            .into_iter()
+            .filter(|(name, _)| topics.contains(name))
+            .collect();
         self.send(Command::Incarnations(ids)).await;
         self.subscribed = Some(topics);
     }
@@ -154,13 +204,23 @@ impl Watch {
 
     async fn learn_configs(&mut self, candidates: &[String]) {
         let all = self.looks.is_multiple_of(CONFIGS_EVERY);
-        let wanted: Vec<String> =
-            candidates.iter().filter(|name| all || !self.known_configs.contains_key(*name)).cloned().collect();
+        if !all && !self.configs_told {
+            return;
+        }
+        self.configs_told = true;
+        let wanted: Vec<String> = candidates
+            .iter()
+            .filter(|name| all || !self.known_configs.contains_key(*name))
+            .cloned()
+            .collect();
         for names in wanted.chunks(REQUEST_TOPICS) {
             match self.cluster.configs(names).await {
                 Some(found) => self.known_configs.extend(found),
                 // Treated as an ordinary topic, and not asked about again for a while.
-                None => self.known_configs.extend(names.iter().map(|name| (name.clone(), TopicConfigs::default()))),
+                None => {
+                    self.configs_told = false;
+                    return;
+                }
             }
         }
     }
@@ -193,14 +253,24 @@ mod tests {
     fn topics_that_keep_no_history_need_their_plain_name() {
         let check = |arguments: &[&str], name: &str, compacted, internal, wanted: bool| {
             let selection = TopicSelection::parse(arguments).unwrap();
-            assert_eq!(selected(&selection, name, compacted, internal), wanted, "{arguments:?} {name}");
+            assert_eq!(
+                selected(&selection, name, compacted, internal),
+                wanted,
+                "{arguments:?} {name}"
+            );
         };
         check(&["orders"], "orders", false, false, true);
         check(&["or.*"], "orders", false, false, true);
         check(&["or.*"], "orders", true, false, false);
         check(&["orders"], "orders", true, false, true);
         check(&[".*"], "__consumer_offsets", false, false, false);
-        check(&["__consumer_offsets"], "__consumer_offsets", true, true, true);
+        check(
+            &["__consumer_offsets"],
+            "__consumer_offsets",
+            true,
+            true,
+            true,
+        );
         check(&[".*"], "app-store-changelog", false, false, false);
         check(&[".*"], "app-repartition", false, false, false);
         check(&[".*"], "hidden", false, true, false);

@@ -8,7 +8,9 @@ use std::collections::BTreeSet;
 use std::error::Error;
 use std::sync::Arc;
 
-use everlog_format::{ClusterId, Day, Incarnation, Offset, Partition, PartitionKey, Segment, TopicName};
+use everlog_format::{
+    ClusterId, Day, Incarnation, Offset, Partition, PartitionKey, Segment, TopicName,
+};
 use everlog_index::{Archive, DataEntry, EntryKind, IndexError, Lookup, Snapshot, TopicInfo};
 use everlog_store::StoreError;
 use tokio::sync::{Semaphore, mpsc};
@@ -66,7 +68,10 @@ enum OpenError {
         "the archive reaches to {next}, but the cluster's log ends at {high_watermark}: it was truncated, or another \
          cluster took its id"
     )]
-    Truncated { next: Offset, high_watermark: Offset },
+    Truncated {
+        next: Offset,
+        high_watermark: Offset,
+    },
     #[error(transparent)]
     Commit(#[from] Failure),
 }
@@ -78,7 +83,9 @@ impl OpenError {
             OpenError::Cluster(_) | OpenError::Store(_) | OpenError::NoTopic => false,
             OpenError::Index(error) => !matches!(error, IndexError::Store(_)),
             OpenError::Name(_) | OpenError::Truncated { .. } => true,
-            OpenError::Commit(failure) => matches!(failure, Failure::Damaged(_) | Failure::Contended),
+            OpenError::Commit(failure) => {
+                matches!(failure, Failure::Damaged(_) | Failure::Contended)
+            }
         }
     }
 }
@@ -99,7 +106,13 @@ impl Worker {
         work: mpsc::Receiver<Work>,
         metrics: Arc<PartitionMetrics>,
     ) -> Worker {
-        Worker { context, ticket, work, metrics, resets: Backoff::new(PAUSE_MAX) }
+        Worker {
+            context,
+            ticket,
+            work,
+            metrics,
+            resets: Backoff::new(PAUSE_MAX),
+        }
     }
 
     /// Works until `taken` is cancelled.
@@ -112,8 +125,12 @@ impl Worker {
         loop {
             self.ticket.session += 1;
             let begin = self.open(&mut hand).await;
-            self.context.send(Command::Begin(self.ticket.clone(), begin)).await;
-            let Some(pause) = Session::new(&mut self, &mut hand).run().await else { return };
+            self.context
+                .send(Command::Begin(self.ticket.clone(), begin))
+                .await;
+            let Some(pause) = Session::new(&mut self, &mut hand).run().await else {
+                return;
+            };
             self.stay_away(pause, &mut hand).await;
         }
     }
@@ -167,11 +184,23 @@ impl Worker {
     async fn try_open(&mut self, hand: &mut Option<Hand>) -> Result<Begin, OpenError> {
         let (topic, partition) = (Arc::clone(&self.ticket.topic), self.ticket.partition);
         loop {
-            let (live_start, high_watermark) = self.context.cluster.watermarks(&topic, partition).await?;
+            let (live_start, high_watermark) =
+                self.context.cluster.watermarks(&topic, partition).await?;
             // Asked after the watermarks: if it is still this incarnation, they were this incarnation's.
-            let id = self.context.cluster.incarnation(&topic, &BTreeSet::new()).await?.ok_or(OpenError::NoTopic)?;
-            let incarnation = Incarnation { cluster: self.context.cluster_id.clone(), topic_id: id };
-            if hand.as_ref().is_none_or(|hand| hand.identity.incarnation != incarnation) {
+            let id = self
+                .context
+                .cluster
+                .incarnation(&topic, &BTreeSet::new())
+                .await?
+                .ok_or(OpenError::NoTopic)?;
+            let incarnation = Incarnation {
+                cluster: self.context.cluster_id.clone(),
+                topic_id: id,
+            };
+            if hand
+                .as_ref()
+                .is_none_or(|hand| hand.identity.incarnation != incarnation)
+            {
                 *hand = Some(self.hand(incarnation).await?);
             }
             let Some(hand) = hand.as_mut() else { continue };
@@ -180,11 +209,34 @@ impl Worker {
                 Some(snapshot) => last_record(&self.context.archive, snapshot).await?,
                 None => None,
             };
-            match start(&StartView { next, after_last_record, live_start, high_watermark }) {
-                Start::Fetch { fetch_from, epoch, covered_from } => {
-                    return Ok(Begin { topic_id: id, fetch_from, epoch, covered_from, high_watermark });
+            match start(&StartView {
+                next,
+                after_last_record,
+                live_start,
+                high_watermark,
+            }) {
+                Start::Fetch {
+                    fetch_from,
+                    epoch,
+                    covered_from,
+                } => {
+                    return Ok(Begin {
+                        topic_id: id,
+                        fetch_from,
+                        epoch,
+                        covered_from,
+                        high_watermark,
+                    });
                 }
-                Start::BeyondEnd { next, high_watermark } => return Err(OpenError::Truncated { next, high_watermark }),
+                Start::BeyondEnd {
+                    next,
+                    high_watermark,
+                } => {
+                    return Err(OpenError::Truncated {
+                        next,
+                        high_watermark,
+                    });
+                }
                 Start::Hole(range) => {
                     tracing::error!(
                         topic = &*topic,
@@ -194,7 +246,10 @@ impl Worker {
                     );
                     append(&self.context, &self.ticket, hand, vec![hole(range)]).await?;
                     self.context.metrics.holes.inc();
-                    self.context.metrics.hole_offsets.inc_by(range.offset_count());
+                    self.context
+                        .metrics
+                        .hole_offsets
+                        .inc_by(range.offset_count());
                 }
             }
         }
@@ -213,7 +268,9 @@ impl Worker {
                 let info = TopicInfo {
                     incarnation: incarnation.clone(),
                     name: topic.clone(),
-                    partition_count: facts.partition_count.max(self.ticket.partition.unsigned_abs() + 1),
+                    partition_count: facts
+                        .partition_count
+                        .max(self.ticket.partition.unsigned_abs() + 1),
                     configs: facts.configs.all,
                 };
                 archive.register_topic(&info).await?;
@@ -221,23 +278,47 @@ impl Worker {
                 archive.topic(&incarnation).await?.unwrap_or(info)
             }
         };
-        let key = PartitionKey { incarnation: incarnation.clone(), partition };
+        let key = PartitionKey {
+            incarnation: incarnation.clone(),
+            partition,
+        };
         let writer = archive.writer(&key).await?;
-        Ok(Hand { identity: Identity { incarnation, topic, partition }, topic: info, writer })
+        Ok(Hand {
+            identity: Identity {
+                incarnation,
+                topic,
+                partition,
+            },
+            topic: info,
+            writer,
+        })
     }
 }
 
 /// The offset after the last archived record, and that record's leader epoch; `None` if there is none, or none with an
 /// epoch.
-async fn last_record(archive: &Archive, snapshot: &Snapshot) -> Result<Option<(Offset, i32)>, OpenError> {
-    let Some(covered) = snapshot.covered() else { return Ok(None) };
+async fn last_record(
+    archive: &Archive,
+    snapshot: &Snapshot,
+) -> Result<Option<(Offset, i32)>, OpenError> {
+    let Some(covered) = snapshot.covered() else {
+        return Ok(None);
+    };
     let mut at = covered.end();
     for _ in 0..LAST_RECORD_ENTRIES_MAX {
-        let Ok(before) = Offset::new(at.get() - 1) else { return Ok(None) };
-        let Lookup::Covered(entry) = snapshot.lookup(before).await? else { return Ok(None) };
+        let Ok(before) = Offset::new(at.get() - 1) else {
+            return Ok(None);
+        };
+        let Lookup::Covered(entry) = snapshot.lookup(before).await? else {
+            return Ok(None);
+        };
         if let EntryKind::Data(data) = &entry.kind {
-            let Some(epoch) = data.epochs.last() else { return Ok(None) };
-            let after = last_offset(archive, snapshot, &entry.range, data).await?.and_then(Offset::next);
+            let Some(epoch) = data.epochs.last() else {
+                return Ok(None);
+            };
+            let after = last_offset(archive, snapshot, &entry.range, data)
+                .await?
+                .and_then(Offset::next);
             return Ok(after.map(|after| (after, epoch.epoch)));
         }
         at = entry.range.start();
@@ -253,7 +334,11 @@ async fn last_offset(
 ) -> Result<Option<Offset>, OpenError> {
     let key = snapshot.segment_key(*range, data);
     let footer_start = data.bytes.saturating_sub(u64::from(data.footer_len));
-    let tail = match archive.store().get_range(&key, footer_start..data.bytes).await {
+    let tail = match archive
+        .store()
+        .get_range(&key, footer_start..data.bytes)
+        .await
+    {
         Ok(tail) => tail,
         Err(error @ StoreError::NotFound { .. }) => {
             tracing::error!(%key, error = &error as &dyn Error, "a segment that a commit names is missing");
@@ -295,7 +380,15 @@ impl<'a> Session<'a> {
     fn new(worker: &'a mut Worker, hand_slot: &'a mut Option<Hand>) -> Session<'a> {
         let identity = hand_slot.as_ref().map(|hand| hand.identity.clone());
         let day_before = hand_slot.as_ref().and_then(|hand| hand.writer.last_day());
-        Session { worker, hand_slot, identity, open: None, day_before, committing: JoinSet::new(), failed: false }
+        Session {
+            worker,
+            hand_slot,
+            identity,
+            open: None,
+            day_before,
+            committing: JoinSet::new(),
+            failed: false,
+        }
     }
 
     /// Works until a reset; `None` when there will be no more work.
@@ -341,11 +434,20 @@ impl<'a> Session<'a> {
         }
         let identity = self.identity.clone().ok_or(SessionError::Died)?;
         let context = Arc::clone(&self.worker.context);
-        let permit = Arc::clone(&context.encoders).acquire_owned().await.map_err(|_| SessionError::Died)?;
+        let permit = Arc::clone(&context.encoders)
+            .acquire_owned()
+            .await
+            .map_err(|_| SessionError::Died)?;
         let (open, day_before) = (self.open.take(), self.day_before);
         let encoded = tokio::task::spawn_blocking(move || {
             let _permit = permit;
-            let new = NewFile { dir: &context.spool, identity, start, day_before, gauge: &context.writers };
+            let new = NewFile {
+                dir: &context.spool,
+                identity,
+                start,
+                day_before,
+                gauge: &context.writers,
+            };
             OpenFile::add(open, &new, burst, ends_row_group, &meter)
         });
         self.open = encoded.await.map_err(|_| SessionError::Died)??;
@@ -358,7 +460,10 @@ impl<'a> Session<'a> {
             Some(open) => {
                 self.day_before = Some(open.day);
                 let encoders = Arc::clone(&self.worker.context.encoders);
-                let permit = encoders.acquire_owned().await.map_err(|_| SessionError::Died)?;
+                let permit = encoders
+                    .acquire_owned()
+                    .await
+                    .map_err(|_| SessionError::Died)?;
                 let end = cut.range.end();
                 let finished = tokio::task::spawn_blocking(move || {
                     let _permit = permit;
@@ -375,11 +480,15 @@ impl<'a> Session<'a> {
         }
         let hand = self.hand_slot.take().ok_or(SessionError::Died)?;
         let (context, ticket) = (Arc::clone(&self.worker.context), self.worker.ticket.clone());
-        self.committing.spawn(commit(context, ticket, hand, Job { cut, file }));
+        self.committing
+            .spawn(commit(context, ticket, hand, Job { cut, file }));
         Ok(())
     }
 
-    async fn committed(&mut self, done: Result<(Hand, Result<(), Failure>), tokio::task::JoinError>) {
+    async fn committed(
+        &mut self,
+        done: Result<(Hand, Result<(), Failure>), tokio::task::JoinError>,
+    ) {
         match done {
             Ok((hand, Ok(()))) => {
                 *self.hand_slot = Some(hand);
@@ -414,7 +523,10 @@ impl<'a> Session<'a> {
             ?pause,
             "what is not committed is dropped and read again from the cluster"
         );
-        self.worker.context.send(Command::Failed(ticket.clone(), pause)).await;
+        self.worker
+            .context
+            .send(Command::Failed(ticket.clone(), pause))
+            .await;
     }
 }
 

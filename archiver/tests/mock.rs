@@ -7,7 +7,9 @@ mod common;
 use std::sync::Arc;
 use std::time::Duration;
 
-use common::{archived_end, config, entries, incarnations, memory_archive, records, snapshot, start, until};
+use common::{
+    archived_end, config, entries, incarnations, memory_archive, records, snapshot, start, until,
+};
 use everlog_format::{Header, Record, TimestampType};
 use everlog_index::{Archive, EntryKind};
 use rdkafka::config::ClientConfig;
@@ -18,24 +20,41 @@ use rdkafka::producer::{BaseProducer, BaseRecord, DefaultProducerContext, Produc
 type Mock = MockCluster<'static, DefaultProducerContext>;
 
 fn producer(mock: &Mock) -> BaseProducer {
-    ClientConfig::new().set("bootstrap.servers", mock.bootstrap_servers()).create().unwrap()
+    ClientConfig::new()
+        .set("bootstrap.servers", mock.bootstrap_servers())
+        .create()
+        .unwrap()
 }
 
 /// Sends records `from..to` of a partition: keys, values, headers and times vary with the number.
-fn send(producer: &BaseProducer, topic: &str, partition: i32, numbers: std::ops::Range<i64>, value_bytes: usize) {
+fn send(
+    producer: &BaseProducer,
+    topic: &str,
+    partition: i32,
+    numbers: std::ops::Range<i64>,
+    value_bytes: usize,
+) {
     for number in numbers {
         let record = expected(number, value_bytes);
-        let mut sent = BaseRecord::<Vec<u8>, Vec<u8>>::to(topic).partition(partition).timestamp(record.timestamp_ms);
+        let mut sent = BaseRecord::<Vec<u8>, Vec<u8>>::to(topic)
+            .partition(partition)
+            .timestamp(record.timestamp_ms);
         if let Some(key) = &record.key {
             sent = sent.key(key);
         }
         if let Some(value) = &record.value {
             sent = sent.payload(value);
         }
-        let headers = record.headers.iter().fold(OwnedHeaders::new(), |headers, header| {
-            let key = std::str::from_utf8(&header.key).unwrap();
-            headers.insert(SentHeader { key, value: header.value.as_deref() })
-        });
+        let headers = record
+            .headers
+            .iter()
+            .fold(OwnedHeaders::new(), |headers, header| {
+                let key = std::str::from_utf8(&header.key).unwrap();
+                headers.insert(SentHeader {
+                    key,
+                    value: header.value.as_deref(),
+                })
+            });
         sent = sent.headers(headers);
         while let Err((_, back)) = producer.send(sent) {
             producer.poll(Duration::from_millis(10));
@@ -49,7 +68,10 @@ fn send(producer: &BaseProducer, topic: &str, partition: i32, numbers: std::ops:
 /// What [`send`] sends as `number`, with the number as its offset.
 fn expected(number: i64, value_bytes: usize) -> Record {
     let text = |what: &str| format!("{what} {number} ").into_bytes();
-    let header = |key: &str, value: Option<Vec<u8>>| Header { key: key.as_bytes().to_vec(), value };
+    let header = |key: &str, value: Option<Vec<u8>>| Header {
+        key: key.as_bytes().to_vec(),
+        value,
+    };
     Record {
         offset: number,
         timestamp_ms: 1_700_000_000_000 + (number % 7) * 1_000,
@@ -63,11 +85,21 @@ fn expected(number: i64, value_bytes: usize) -> Record {
         value: match number % 5 {
             0 => None,
             1 => Some(Vec::new()),
-            _ => Some(text("value").into_iter().cycle().take(value_bytes).collect()),
+            _ => Some(
+                text("value")
+                    .into_iter()
+                    .cycle()
+                    .take(value_bytes)
+                    .collect(),
+            ),
         },
         headers: match number % 4 {
             0 => Vec::new(),
-            1 => vec![header("same", Some(text("one"))), header("same", None), header("same", Some(Vec::new()))],
+            1 => vec![
+                header("same", Some(text("one"))),
+                header("same", None),
+                header("same", Some(Vec::new())),
+            ],
             2 => vec![header("", Some(text("nameless")))],
             _ => vec![header("last", None)],
         },
@@ -79,11 +111,23 @@ fn without_epoch(mut record: Record) -> Record {
     record
 }
 
-async fn assert_archived(archive: &Arc<Archive>, topic: &str, partition: i32, numbers: std::ops::Range<i64>, value_bytes: usize) {
+async fn assert_archived(
+    archive: &Arc<Archive>,
+    topic: &str,
+    partition: i32,
+    numbers: std::ops::Range<i64>,
+    value_bytes: usize,
+) {
     let infos = incarnations(archive, topic).await;
     let snapshot = snapshot(archive, &infos[0], partition).await.unwrap();
-    let found: Vec<_> = records(archive, &snapshot).await.into_iter().map(without_epoch).collect();
-    let wanted: Vec<_> = numbers.map(|number| expected(number, value_bytes)).collect();
+    let found: Vec<_> = records(archive, &snapshot)
+        .await
+        .into_iter()
+        .map(without_epoch)
+        .collect();
+    let wanted: Vec<_> = numbers
+        .map(|number| expected(number, value_bytes))
+        .collect();
     assert_eq!(found.len(), wanted.len());
     for (found, wanted) in found.iter().zip(&wanted) {
         assert_eq!(found, wanted);
@@ -100,13 +144,28 @@ async fn every_record_of_every_partition_is_archived_once() {
     let producer = producer(&mock);
     send(&producer, "orders", 0, 0..3_000, 300);
     send(&producer, "other", 0, 0..10, 300);
-    let archiver = start(config(&mock.bootstrap_servers(), &["ord.*"], spool.path()), &archive);
+    let archiver = start(
+        config(&mock.bootstrap_servers(), &["ord.*"], spool.path()),
+        &archive,
+    );
     send(&producer, "orders", 1, 0..500, 300);
-    until("partition 0", async || archived_end(&archive, "orders", 0).await == 3_000).await;
-    until("partition 1", async || archived_end(&archive, "orders", 1).await == 500).await;
+    until("partition 0", async || {
+        archived_end(&archive, "orders", 0).await == 3_000
+    })
+    .await;
+    until("partition 1", async || {
+        archived_end(&archive, "orders", 1).await == 500
+    })
+    .await;
     send(&producer, "orders", 1, 500..700, 300);
-    until("the rest", async || archived_end(&archive, "orders", 1).await == 700).await;
-    until("no lag", async || archiver.metric("everlog_archiver_lag_records") == 0.0).await;
+    until("the rest", async || {
+        archived_end(&archive, "orders", 1).await == 700
+    })
+    .await;
+    until("no lag", async || {
+        archiver.metric("everlog_archiver_lag_records") == 0.0
+    })
+    .await;
     assert_eq!(archiver.metric("everlog_archiver_partitions"), 3.0);
     assert_eq!(archiver.metric("everlog_archiver_records_total"), 3_700.0);
     assert_eq!(archiver.metric("everlog_archiver_frozen_partitions"), 0.0);
@@ -126,13 +185,23 @@ async fn a_restart_goes_on_at_the_archives_own_end() {
     let producer = producer(&mock);
     let mut sent = 0;
     for round in 0..3 {
-        let archiver = start(config(&mock.bootstrap_servers(), &["orders"], spool.path()), &archive);
+        let archiver = start(
+            config(&mock.bootstrap_servers(), &["orders"], spool.path()),
+            &archive,
+        );
         send(&producer, "orders", 0, sent..sent + 400, 200);
         sent += 400;
         // The last round waits for the age limit, those before are ended while records are open: stopping commits.
-        until("a beginning", async || archiver.metric("everlog_archiver_lag_records") > 0.0 || archived_end(&archive, "orders", 0).await == sent).await;
+        until("a beginning", async || {
+            archiver.metric("everlog_archiver_lag_records") > 0.0
+                || archived_end(&archive, "orders", 0).await == sent
+        })
+        .await;
         if round == 2 {
-            until("all", async || archived_end(&archive, "orders", 0).await == sent).await;
+            until("all", async || {
+                archived_end(&archive, "orders", 0).await == sent
+            })
+            .await;
         }
         archiver.stop().await;
     }
@@ -146,28 +215,54 @@ async fn what_the_cluster_forgot_while_nobody_looked_becomes_a_hole() {
     let spool = tempfile::tempdir().unwrap();
     let archive = memory_archive().await;
     let producer = producer(&mock);
-    let archiver = start(config(&mock.bootstrap_servers(), &["orders"], spool.path()), &archive);
+    let archiver = start(
+        config(&mock.bootstrap_servers(), &["orders"], spool.path()),
+        &archive,
+    );
     send(&producer, "orders", 0, 0..100, 200);
-    until("the beginning", async || archived_end(&archive, "orders", 0).await == 100).await;
+    until("the beginning", async || {
+        archived_end(&archive, "orders", 0).await == 100
+    })
+    .await;
     archiver.stop().await;
     // The mock keeps 5 MiB of a partition.
     send(&producer, "orders", 0, 100..4_000, 4_000);
-    let archiver = start(config(&mock.bootstrap_servers(), &["orders"], spool.path()), &archive);
-    until("the end", async || archived_end(&archive, "orders", 0).await == 4_000).await;
+    let archiver = start(
+        config(&mock.bootstrap_servers(), &["orders"], spool.path()),
+        &archive,
+    );
+    until("the end", async || {
+        archived_end(&archive, "orders", 0).await == 4_000
+    })
+    .await;
     assert_eq!(archiver.metric("everlog_archiver_holes_total"), 1.0);
     archiver.stop().await;
     let infos = incarnations(&archive, "orders").await;
     let snapshot = snapshot(&archive, &infos[0], 0).await.unwrap();
     let all = entries(&snapshot).await;
-    let holes: Vec<_> = all.iter().filter(|entry| matches!(entry.kind, EntryKind::Hole(_))).collect();
+    let holes: Vec<_> = all
+        .iter()
+        .filter(|entry| matches!(entry.kind, EntryKind::Hole(_)))
+        .collect();
     assert_eq!(holes.len(), 1);
     let hole = holes[0].range;
     assert_eq!(hole.start().get(), 100);
     assert!(hole.end().get() < 4_000);
-    let found: Vec<_> = records(&archive, &snapshot).await.into_iter().map(without_epoch).collect();
+    let found: Vec<_> = records(&archive, &snapshot)
+        .await
+        .into_iter()
+        .map(without_epoch)
+        .collect();
     let small = (0..100).map(|number| expected(number, 200));
-    let wanted: Vec<_> = small.chain((hole.end().get()..4_000).map(|number| expected(number, 4_000))).collect();
-    assert!(found == wanted, "{} records instead of {}", found.len(), wanted.len());
+    let wanted: Vec<_> = small
+        .chain((hole.end().get()..4_000).map(|number| expected(number, 4_000)))
+        .collect();
+    assert!(
+        found == wanted,
+        "{} records instead of {}",
+        found.len(),
+        wanted.len()
+    );
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -178,11 +273,20 @@ async fn topics_that_appear_later_are_found() {
     let archive = memory_archive().await;
     let producer = producer(&mock);
     send(&producer, "a-first", 0, 0..50, 100);
-    let archiver = start(config(&mock.bootstrap_servers(), &["a-.*"], spool.path()), &archive);
-    until("the first topic", async || archived_end(&archive, "a-first", 0).await == 50).await;
+    let archiver = start(
+        config(&mock.bootstrap_servers(), &["a-.*"], spool.path()),
+        &archive,
+    );
+    until("the first topic", async || {
+        archived_end(&archive, "a-first", 0).await == 50
+    })
+    .await;
     mock.create_topic("a-second", 1, 1).unwrap();
     send(&producer, "a-second", 0, 0..70, 100);
-    until("the second topic", async || archived_end(&archive, "a-second", 0).await == 70).await;
+    until("the second topic", async || {
+        archived_end(&archive, "a-second", 0).await == 70
+    })
+    .await;
     archiver.stop().await;
     assert_archived(&archive, "a-first", 0, 0..50, 100).await;
     assert_archived(&archive, "a-second", 0, 0..70, 100).await;

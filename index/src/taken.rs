@@ -114,6 +114,52 @@ pub(crate) enum Decision {
     /// Wrong everywhere: what a test puts in a row's place to see that the row matters.
     #[cfg(test)]
     Forget,
+    /// Wrong everywhere, whatever the row: every row decides as it should, but no sweep makes anything void.
+    #[cfg(test)]
+    Unvoided,
+}
+
+/// What a listing shows of a chain that has not been read for a day.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Newest {
+    /// What the writer stands on, also if both are none.
+    TheBase,
+    /// A higher number.
+    Later,
+    /// A lower number, none, or other bytes under the same number.
+    NotAfter,
+}
+
+impl Newest {
+    /// Compares number and hash of the base with those of the newest commit of the listing.
+    pub(crate) fn of<H: PartialEq>(base: Option<(u64, H)>, found: Option<(u64, H)>) -> Newest {
+        if base == found {
+            Newest::TheBase
+        } else if base.map(|b| b.0) < found.map(|f| f.0) {
+            Newest::Later
+        } else {
+            Newest::NotAfter
+        }
+    }
+}
+
+/// What is left between the base and the newest commit.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Between {
+    /// Every commit, each following the one before.
+    Readable,
+    /// One is pruned, does not follow, or they are too many to read.
+    Gone,
+}
+
+/// The row of the second table that applies.
+pub(crate) fn recalled_row(newest: Newest, between: Between) -> Row {
+    match (newest, between) {
+        (Newest::TheBase, _) => Row::U,
+        (Newest::Later, Between::Readable) => Row::V,
+        (Newest::Later, Between::Gone) => Row::W,
+        (Newest::NotAfter, _) => Row::X,
+    }
 }
 
 /// The row that applies. Total: a combination that cannot come is answered by the most careful row.
@@ -156,6 +202,135 @@ impl Row {
             Row::U => Decision::GoOn,
             Row::V => Decision::Lost,
             Row::W => Decision::LostToSweep,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use super::*;
+
+    const SAID: [Said; 4] = [Said::Created, Said::Refused, Said::NoAnswer, Said::Unsure];
+    const SEEN: [Seen; 8] = [
+        Seen::NotAsked,
+        Seen::Ours,
+        Seen::Rivals,
+        Seen::Sweeps,
+        Seen::Own,
+        Seen::Unreadable,
+        Seen::NotThere,
+        Seen::NoAnswer,
+    ];
+    const NEWEST: [Newest; 3] = [Newest::TheBase, Newest::Later, Newest::NotAfter];
+    const BETWEEN: [Between; 2] = [Between::Readable, Between::Gone];
+
+    /// The first table by hand, one test for each row: what leads to it, and what it decides.
+    macro_rules! table {
+        ($($name:ident: $row:ident = $said:pat, $seen:pat => $decision:ident;)*) => {
+            $(#[test]
+            fn $name() {
+                let mut reached = 0;
+                for said in SAID {
+                    for seen in SEEN {
+                        let listed = matches!((said, seen), ($said, $seen));
+                        reached += u32::from(listed);
+                        assert_eq!(row(said, seen) == Row::$row, listed, "{said:?}, {seen:?}");
+                    }
+                }
+                assert_ne!(reached, 0, "nothing leads to the row");
+                assert_eq!(Row::$row.decision(), Decision::$decision);
+            })*
+
+            /// Which rows' lines name this combination.
+            fn listed(said: Said, seen: Seen) -> Vec<Row> {
+                let mut rows = Vec::new();
+                $(if matches!((said, seen), ($said, $seen)) {
+                    rows.push(Row::$row);
+                })*
+                rows
+            }
+        };
+    }
+
+    table! {
+        row_a: A = Said::Created, _ => Won;
+        row_b: B = Said::Refused, Seen::Ours => Won;
+        row_c: C = Said::Refused, Seen::Rivals => Lost;
+        row_d: D = Said::Refused, Seen::Sweeps => LostToSweep;
+        row_e: E = Said::Refused, Seen::Own => LostToOurselves;
+        row_f: F = Said::Refused, Seen::NotThere => Put;
+        row_g: G = Said::Refused, Seen::NoAnswer | Seen::NotAsked => Unknown;
+        row_h: H = Said::Refused | Said::NoAnswer | Said::Unsure, Seen::Unreadable => Stop;
+        row_i: I = Said::NoAnswer, Seen::Ours => Won;
+        row_j: J = Said::NoAnswer, Seen::Rivals => Lost;
+        row_k: K = Said::NoAnswer, Seen::Sweeps => LostToSweep;
+        row_l: L = Said::NoAnswer, Seen::Own => LostToOurselves;
+        row_m: M = Said::NoAnswer, Seen::NotThere => Unknown;
+        row_n: N = Said::NoAnswer, Seen::NoAnswer | Seen::NotAsked => Unknown;
+        row_o: O = Said::Unsure, Seen::Ours => Won;
+        row_p: P = Said::Unsure, Seen::Rivals => Lost;
+        row_q: Q = Said::Unsure, Seen::Sweeps => LostToSweep;
+        row_r: R = Said::Unsure, Seen::Own => LostToOurselves;
+        row_s: S = Said::Unsure, Seen::NotThere => Put;
+        row_t: T = Said::Unsure, Seen::NoAnswer | Seen::NotAsked => Unknown;
+    }
+
+    #[test]
+    fn every_combination_belongs_to_exactly_one_row() {
+        let mut rows = BTreeSet::new();
+        for said in SAID {
+            for seen in SEEN {
+                assert_eq!(listed(said, seen), [row(said, seen)], "{said:?}, {seen:?}");
+                rows.insert(format!("{:?}", row(said, seen)));
+            }
+        }
+        for newest in NEWEST {
+            for between in BETWEEN {
+                rows.insert(format!("{:?}", recalled_row(newest, between)));
+            }
+        }
+        let all: BTreeSet<String> = ('A'..='X').map(String::from).collect();
+        assert_eq!(rows, all, "a row that nothing leads to");
+    }
+
+    fn leads_to(wanted: Row) -> Vec<(Newest, Between)> {
+        let all = NEWEST.iter().flat_map(|n| BETWEEN.map(|b| (*n, b)));
+        all.filter(|(n, b)| recalled_row(*n, *b) == wanted)
+            .collect()
+    }
+
+    #[test]
+    fn row_u() {
+        let both = BETWEEN.map(|between| (Newest::TheBase, between));
+        assert_eq!(leads_to(Row::U), both);
+        assert_eq!(Row::U.decision(), Decision::GoOn);
+        assert_eq!(Newest::of::<u8>(None, None), Newest::TheBase);
+        assert_eq!(Newest::of(Some((3, 'a')), Some((3, 'a'))), Newest::TheBase);
+    }
+
+    #[test]
+    fn row_v() {
+        assert_eq!(leads_to(Row::V), [(Newest::Later, Between::Readable)]);
+        assert_eq!(Row::V.decision(), Decision::Lost);
+        assert_eq!(Newest::of(None, Some((0, 'a'))), Newest::Later);
+        assert_eq!(Newest::of(Some((3, 'a')), Some((4, 'a'))), Newest::Later);
+    }
+
+    #[test]
+    fn row_w() {
+        assert_eq!(leads_to(Row::W), [(Newest::Later, Between::Gone)]);
+        assert_eq!(Row::W.decision(), Decision::LostToSweep);
+    }
+
+    #[test]
+    fn row_x() {
+        let both = BETWEEN.map(|between| (Newest::NotAfter, between));
+        assert_eq!(leads_to(Row::X), both);
+        assert_eq!(Row::X.decision(), Decision::Stop);
+        for found in [None, Some((2, 'a')), Some((3, 'b'))] {
+            assert_eq!(Newest::of(Some((3, 'a')), found), Newest::NotAfter);
         }
     }
 }

@@ -3,6 +3,8 @@
 //! A writer may be dropped, and so may the future of any of its calls: what is not known then is read before anything
 //! is written again. Nothing here waits or tries again by the clock; the caller pauses as it likes.
 
+mod recall;
+
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -310,7 +312,7 @@ impl Writer {
                 .unwrap_or_else(|| self.unknown(number))
                 .into()),
             #[cfg(test)]
-            Decision::Forget => {
+            Decision::Forget | Decision::Unvoided => {
                 self.attempt = None;
                 Err(error
                     .or(failure)
@@ -328,6 +330,7 @@ impl Writer {
         #[cfg(test)]
         if let Some((broken, instead)) = self.chain.shared.sabotage
             && broken == row
+            && instead != Decision::Unvoided
         {
             return instead;
         }
@@ -421,8 +424,18 @@ impl Writer {
         }
         Ok(Appended::Lost {
             snapshot: last,
-            swept,
+            swept: self.voids(swept),
         })
+    }
+
+    /// `swept`, unless a test has taken its meaning away.
+    #[cfg_attr(not(test), expect(clippy::unused_self, reason = "a test's sabotage lies there"))]
+    fn voids(&self, swept: bool) -> bool {
+        #[cfg(test)]
+        if matches!(self.chain.shared.sabotage, Some((_, Decision::Unvoided))) {
+            return false;
+        }
+        swept
     }
 
     /// `begun_at` is when the request began that proved `snapshot` to be the newest: its answer may be days old when the
@@ -440,96 +453,6 @@ impl Writer {
 
     fn now(&self) -> Duration {
         self.chain.shared.tuning.clock.now()
-    }
-
-    /// Rows U to X: finds the newest commit if the chain has not been read for a day. `None`: go on from the base.
-    async fn recall(&mut self, change: &Change) -> Result<Option<Appended>, WriterError> {
-        if !self.is_forgetful() {
-            return Ok(None);
-        }
-        let begun_at = self.now();
-        let newest = self.chain.newest().await?;
-        let (row, path) = self.recalled(newest.as_ref()).await?;
-        debug!(partition = %self.chain.key, ?row, "the chain has not been read for a day");
-        let decision = self.decision(row);
-        let newest = match (decision, newest) {
-            (Decision::GoOn, _) => {
-                self.read_at = begun_at;
-                return Ok(None);
-            }
-            (Decision::Stop, _) | (_, None) => {
-                let what = format!("the chain of {}", self.chain.key);
-                return Err(corrupt(&what, "the store shows an older one than it had").into());
-            }
-            (_, Some(newest)) => newest,
-        };
-        // The first commit of the path took our number.
-        let first = path.first().map(|snapshot| snapshot.hash());
-        let ours = self.attempt.as_ref().is_some_and(|Attempt(attempt, _)| {
-            attempt.change == *change && first == Some(Hash::of(&attempt.bytes))
-        });
-        self.losses = None;
-        self.stand_on(&newest, begun_at);
-        if ours && decision == Decision::Lost {
-            return Ok(Some(Appended::Committed(newest)));
-        }
-        let swept =
-            decision == Decision::LostToSweep || path.iter().any(|s| s.kind() == CommitKind::Sweep);
-        Ok(Some(Appended::Lost {
-            snapshot: newest,
-            swept,
-        }))
-    }
-
-    /// The row for what the listing showed, and the commits between where they matter.
-    async fn recalled(
-        &self,
-        newest: Option<&Arc<Snapshot>>,
-    ) -> Result<(Row, Vec<Arc<Snapshot>>), IndexError> {
-        let place = |s: &Arc<Snapshot>| (s.number(), s.hash());
-        let (known, found) = (self.base.as_ref().map(place), newest.map(place));
-        match newest {
-            _ if known == found => Ok((Row::U, Vec::new())),
-            Some(newest) if known.map(|k| k.0) < Some(newest.number()) => {
-                let path = self.path_to(newest).await?;
-                Ok(path.map_or((Row::W, Vec::new()), |path| (Row::V, path)))
-            }
-            _ => Ok((Row::X, Vec::new())),
-        }
-    }
-
-    /// The commits after the base up to `newest`, each following the one before; `None` if one is pruned or there are
-    /// too many to read.
-    async fn path_to(
-        &self,
-        newest: &Arc<Snapshot>,
-    ) -> Result<Option<Vec<Arc<Snapshot>>>, IndexError> {
-        let mut path: Vec<Arc<Snapshot>> = Vec::new();
-        let mut last = self.base.clone();
-        while last
-            .as_ref()
-            .is_none_or(|last| last.number() < newest.number())
-        {
-            let next = match &last {
-                Some(last) => match self.chain.get_snapshot(last.number() + 1).await? {
-                    // A commit of ours that arrived under a pruned number is followed by nothing.
-                    Some(next) => next
-                        .commit()
-                        .check_follows(last.commit(), last.hash())
-                        .is_ok()
-                        .then_some(next),
-                    None => None,
-                },
-                None => self.chain.get_snapshot(0).await?,
-            };
-            let Some(next) = next.filter(|_| path.len() < STEPS_MAX) else {
-                return Ok(None);
-            };
-            path.push(Arc::clone(&next));
-            last = Some(next);
-        }
-        let linked = last.is_some_and(|last| last.hash() == newest.hash());
-        Ok(linked.then_some(path))
     }
 
     /// The attempt for `change`: the one at hand if it is the same, else a new one.

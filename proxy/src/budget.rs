@@ -25,8 +25,13 @@ pub(crate) type Room = Option<OwnedSemaphorePermit>;
 
 impl Budget {
     pub(crate) fn new(bytes: u64) -> Budget {
-        let units = u32::try_from(bytes / UNIT_BYTES as u64).unwrap_or(u32::MAX).max(1);
-        Budget { units: Arc::new(Semaphore::new(units as usize)), total: units }
+        let units = u32::try_from(bytes / UNIT_BYTES as u64)
+            .unwrap_or(u32::MAX)
+            .max(1);
+        Budget {
+            units: Arc::new(Semaphore::new(units as usize)),
+            total: units,
+        }
     }
 
     /// Waits until `bytes` fit. What is larger than everything gets everything.
@@ -34,7 +39,9 @@ impl Budget {
         if bytes <= FREE_BYTES {
             return None;
         }
-        let units = u32::try_from(bytes.div_ceil(UNIT_BYTES)).unwrap_or(u32::MAX).min(self.total);
+        let units = u32::try_from(bytes.div_ceil(UNIT_BYTES))
+            .unwrap_or(u32::MAX)
+            .min(self.total);
         // The semaphore is never closed, so this can't fail.
         Arc::clone(&self.units).acquire_many_owned(units).await.ok()
     }

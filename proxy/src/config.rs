@@ -66,7 +66,9 @@ pub enum ProxyError {
         source: io::Error,
     },
     /// Choose another port for this node, or end what holds it.
-    #[error("can't listen on port {port} for node {node}; choose another one with --node-ports {node}=PORT")]
+    #[error(
+        "can't listen on port {port} for node {node}; choose another one with --node-ports {node}=PORT"
+    )]
     NodePort {
         /// The node's id.
         node: i32,
@@ -76,7 +78,9 @@ pub enum ProxyError {
         source: io::Error,
     },
     /// Choose a port for this node.
-    #[error("node {node} has no port: {listen} + 1 + {node} is none; choose one with --node-ports {node}=PORT")]
+    #[error(
+        "node {node} has no port: {listen} + 1 + {node} is none; choose one with --node-ports {node}=PORT"
+    )]
     NodePortRange {
         /// The node's id.
         node: i32,
@@ -100,17 +104,29 @@ pub enum ProxyError {
 pub(crate) fn bootstrap_servers(list: &str) -> Result<Vec<(String, u16)>, ProxyError> {
     let one = |text: &str| {
         // librdkafka allows a protocol in front.
-        let bare = text.trim().rsplit_once("://").map_or(text.trim(), |(_, rest)| rest);
+        let bare = text
+            .trim()
+            .rsplit_once("://")
+            .map_or(text.trim(), |(_, rest)| rest);
         let (host, port) = bare.rsplit_once(':')?;
         let host = host.trim_start_matches('[').trim_end_matches(']');
         let port = port.parse().ok().filter(|port| *port != 0)?;
         (!host.is_empty()).then(|| (host.to_owned(), port))
     };
-    let parts: Vec<&str> = list.split(',').filter(|part| !part.trim().is_empty()).collect();
+    let parts: Vec<&str> = list
+        .split(',')
+        .filter(|part| !part.trim().is_empty())
+        .collect();
     if parts.is_empty() {
-        return Err(ProxyError::BootstrapServers { text: list.to_owned() });
+        return Err(ProxyError::BootstrapServers {
+            text: list.to_owned(),
+        });
     }
-    let read = |text: &&str| one(text).ok_or_else(|| ProxyError::BootstrapServers { text: text.trim().to_owned() });
+    let read = |text: &&str| {
+        one(text).ok_or_else(|| ProxyError::BootstrapServers {
+            text: text.trim().to_owned(),
+        })
+    };
     parts.iter().map(read).collect()
 }
 
@@ -121,7 +137,14 @@ mod tests {
     #[test]
     fn bootstrap_servers_are_hosts_with_ports() {
         let parsed = bootstrap_servers("a:1, PLAINTEXT://b.c:2,[::1]:3").expect("a list");
-        assert_eq!(parsed, [("a".to_owned(), 1), ("b.c".to_owned(), 2), ("::1".to_owned(), 3)]);
+        assert_eq!(
+            parsed,
+            [
+                ("a".to_owned(), 1),
+                ("b.c".to_owned(), 2),
+                ("::1".to_owned(), 3)
+            ]
+        );
         for bad in ["", "a", "a:", ":1", "a:0", "a:70000", "a:1,b"] {
             assert!(bootstrap_servers(bad).is_err(), "{bad:?}");
         }

@@ -26,8 +26,8 @@ use crate::conversation::Conversation;
 use crate::frame::{FrameError, FrameReader, write_chunks};
 use crate::nodes::Target;
 use crate::passthrough;
-use crate::shared::Shared;
 use crate::shape::Malformed;
+use crate::shared::Shared;
 use crate::upstream::{self, Frame, Gone, Replies, Reply, Upstream};
 use crate::versions::{self, Reviewed, Treatment};
 use crate::wire::{Prefix, WireError};
@@ -54,7 +54,10 @@ pub(crate) struct Answer {
 
 impl From<Bytes> for Answer {
     fn from(frame: Bytes) -> Answer {
-        Answer { chunks: vec![frame], room: None }
+        Answer {
+            chunks: vec![frame],
+            room: None,
+        }
     }
 }
 
@@ -63,7 +66,11 @@ impl From<Bytes> for Answer {
 enum Slot {
     Ready(Answer),
     /// The broker's answer, to be patched and given the client's correlation id.
-    Passing { reply: Reply, api: &'static Reviewed, prefix: Prefix },
+    Passing {
+        reply: Reply,
+        api: &'static Reviewed,
+        prefix: Prefix,
+    },
 }
 
 /// Why a connection ended, split by what is logged.
@@ -80,7 +87,10 @@ enum End {
     Idle,
     /// The client sent what no client of Kafka sends, or stopped half way.
     #[error("rejected: {reason}")]
-    Rejected { reason: &'static str, source: Box<dyn Error + Send + Sync> },
+    Rejected {
+        reason: &'static str,
+        source: Box<dyn Error + Send + Sync>,
+    },
     /// A request that no reviewed version covers. Brokers close the connection too.
     #[error("API key {} version {} is not offered", .0.key, .0.version)]
     NotOffered(Prefix),
@@ -93,21 +103,36 @@ enum End {
 }
 
 /// Serves one client until either side ends or the shutdown has drained it.
-pub(crate) async fn serve(client: TcpStream, target: Target, shared: Arc<Shared>, shutdown: CancellationToken) {
+pub(crate) async fn serve(
+    client: TcpStream,
+    target: Target,
+    shared: Arc<Shared>,
+    shutdown: CancellationToken,
+) {
     let peer = client.peer_addr().ok();
     shared.metrics.connections.inc();
     let end = match open(&client, target, &shared).await {
-        Ok((upstream, replies)) => Box::pin(run(client, upstream, replies, &shared, &shutdown)).await,
+        Ok((upstream, replies)) => {
+            Box::pin(run(client, upstream, replies, &shared, &shutdown)).await
+        }
         Err(gone) => End::Upstream(gone),
     };
     shared.metrics.connections.dec();
     log(&end, peer, target, &shared);
 }
 
-async fn open(client: &TcpStream, target: Target, shared: &Shared) -> Result<(Upstream, Replies), Gone> {
+async fn open(
+    client: &TcpStream,
+    target: Target,
+    shared: &Shared,
+) -> Result<(Upstream, Replies), Gone> {
     upstream::tune(client)?;
     let stream = shared.connect(target).await?;
-    Ok(upstream::open(stream, shared.budget.clone(), shared.patience))
+    Ok(upstream::open(
+        stream,
+        shared.budget.clone(),
+        shared.patience,
+    ))
 }
 
 async fn run(
@@ -120,7 +145,12 @@ async fn run(
     let (read, write) = client.into_split();
     let (slots, waiting) = mpsc::channel(SLOTS_MAX);
     let outstanding = Arc::new(AtomicUsize::new(0));
-    let mut writer = Box::pin(write_responses(write, waiting, Arc::clone(shared), Arc::clone(&outstanding)));
+    let mut writer = Box::pin(write_responses(
+        write,
+        waiting,
+        Arc::clone(shared),
+        Arc::clone(&outstanding),
+    ));
     let mut reader = Reader {
         frames: FrameReader::new(read),
         conversation: Conversation::new(Arc::clone(shared), upstream),
@@ -160,8 +190,18 @@ fn log(end: &End, peer: Option<std::net::SocketAddr>, target: Target, shared: &S
             warn!(?peer, ?target, reason, error, "connection rejected");
         }
         End::NotOffered(prefix) => {
-            shared.metrics.rejected.with_label_values(&["not_offered"]).inc();
-            warn!(?peer, ?target, key = prefix.key, version = prefix.version, "connection closed: API is not offered");
+            shared
+                .metrics
+                .rejected
+                .with_label_values(&["not_offered"])
+                .inc();
+            warn!(
+                ?peer,
+                ?target,
+                key = prefix.key,
+                version = prefix.version,
+                "connection closed: API is not offered"
+            );
         }
         End::Upstream(Gone::Closed) => debug!(?peer, ?target, "connection ended by the broker"),
         End::Upstream(_) => info!(?peer, ?target, error, "connection ended with the broker's"),
@@ -207,10 +247,18 @@ impl Reader {
         let Some(api) = versions::find(prefix.key, prefix.version) else {
             return self.not_reviewed(prefix, len).await;
         };
-        self.shared.metrics.requests.with_label_values(&[api.name]).inc();
+        self.shared
+            .metrics
+            .requests
+            .with_label_values(&[api.name])
+            .inc();
         let served = self.reviewed(api, prefix, start, len).await;
         if served.is_err() {
-            self.shared.metrics.request_errors.with_label_values(&[api.name]).inc();
+            self.shared
+                .metrics
+                .request_errors
+                .with_label_values(&[api.name])
+                .inc();
         }
         served
     }
@@ -224,7 +272,8 @@ impl Reader {
     ) -> Result<(), End> {
         if prefix.key == ApiKey::SaslHandshake as i16 && prefix.version == 0 {
             self.rest(start, len, WHOLE_BYTES_MAX).await?;
-            let refusal = api::k17_sasl_handshake::refuse(prefix.correlation).map_err(|e| rejected("malformed", e))?;
+            let refusal = api::k17_sasl_handshake::refuse(prefix.correlation)
+                .map_err(|e| rejected("malformed", e))?;
             return self.answer(refusal.into()).await;
         }
         if prefix.key == ApiKey::Produce as i16 {
@@ -239,11 +288,20 @@ impl Reader {
         }
         if prefix.key == ApiKey::DescribeCluster as i16 {
             let frame = self.rest(start, len, WHOLE_BYTES_MAX).await?;
-            let refusal = api::k60_describe_cluster::refuse(prefix.version, prefix.correlation, frame.clone());
+            let refusal = api::k60_describe_cluster::refuse(
+                prefix.version,
+                prefix.correlation,
+                frame.clone(),
+            );
             return match refusal.map_err(|error| rejected("malformed", error))? {
                 Some(refusal) => self.answer(refusal.into()).await,
                 None => {
-                    let reply = self.conversation.upstream.send(frame).await.map_err(End::Upstream)?;
+                    let reply = self
+                        .conversation
+                        .upstream
+                        .send(frame)
+                        .await
+                        .map_err(End::Upstream)?;
                     self.passing(reply, api, prefix).await
                 }
             };
@@ -260,8 +318,11 @@ impl Reader {
         if prefix.key != ApiKey::ApiVersions as i16 || prefix.version < 0 {
             return Err(End::NotOffered(prefix));
         }
-        passthrough::skip(&mut self.frames, len - Prefix::BYTES, self.shared.patience).await.map_err(from_client)?;
-        let answer = api::k18_api_versions::too_high(prefix.correlation).map_err(|e| rejected("malformed", e))?;
+        passthrough::skip(&mut self.frames, len - Prefix::BYTES, self.shared.patience)
+            .await
+            .map_err(from_client)?;
+        let answer = api::k18_api_versions::too_high(prefix.correlation)
+            .map_err(|e| rejected("malformed", e))?;
         self.answer(answer.into()).await
     }
 
@@ -273,9 +334,15 @@ impl Reader {
         start: BytesMut,
         len: usize,
     ) -> Result<(), End> {
-        let (head, acks) = passthrough::produce_head(&mut self.frames, prefix.version, start, len, self.shared.patience)
-            .await
-            .map_err(from_client)?;
+        let (head, acks) = passthrough::produce_head(
+            &mut self.frames,
+            prefix.version,
+            start,
+            len,
+            self.shared.patience,
+        )
+        .await
+        .map_err(from_client)?;
         let answered = match acks {
             api::k00_produce::Acks::Some => true,
             api::k00_produce::Acks::None => false,
@@ -290,14 +357,36 @@ impl Reader {
     }
 
     /// Sends a request on of which `head` was read.
-    async fn pass(&mut self, head: BytesMut, len: usize, answered: bool) -> Result<Option<Reply>, End> {
-        let head = if len <= WHOLE_BYTES_MAX { self.rest(head, len, WHOLE_BYTES_MAX).await? } else { head.freeze() };
+    async fn pass(
+        &mut self,
+        head: BytesMut,
+        len: usize,
+        answered: bool,
+    ) -> Result<Option<Reply>, End> {
+        let head = if len <= WHOLE_BYTES_MAX {
+            self.rest(head, len, WHOLE_BYTES_MAX).await?
+        } else {
+            head.freeze()
+        };
         let mut missing = len - head.len();
-        let reply = self.conversation.upstream.begin(head, len, answered).await.map_err(End::Upstream)?;
+        let reply = self
+            .conversation
+            .upstream
+            .begin(head, len, answered)
+            .await
+            .map_err(End::Upstream)?;
         while missing > 0 {
-            let part = self.frames.some(missing, self.shared.patience).await.map_err(from_client)?;
+            let part = self
+                .frames
+                .some(missing, self.shared.patience)
+                .await
+                .map_err(from_client)?;
             missing -= part.len();
-            self.conversation.upstream.go_on(part).await.map_err(End::Upstream)?;
+            self.conversation
+                .upstream
+                .go_on(part)
+                .await
+                .map_err(End::Upstream)?;
         }
         Ok(reply)
     }
@@ -315,7 +404,12 @@ impl Reader {
         }
     }
 
-    async fn passing(&mut self, reply: Reply, api: &'static Reviewed, prefix: Prefix) -> Result<(), End> {
+    async fn passing(
+        &mut self,
+        reply: Reply,
+        api: &'static Reviewed,
+        prefix: Prefix,
+    ) -> Result<(), End> {
         self.slot(Slot::Passing { reply, api, prefix }).await
     }
 
@@ -332,7 +426,10 @@ impl Reader {
     }
 
     async fn take(&mut self, len: usize) -> Result<BytesMut, End> {
-        self.frames.take(len, self.shared.patience).await.map_err(from_client)
+        self.frames
+            .take(len, self.shared.patience)
+            .await
+            .map_err(from_client)
     }
 
     /// The whole frame, of which `start` was read.
@@ -348,7 +445,10 @@ impl Reader {
 }
 
 fn rejected(reason: &'static str, source: impl Error + Send + Sync + 'static) -> End {
-    End::Rejected { reason, source: Box::new(source) }
+    End::Rejected {
+        reason,
+        source: Box::new(source),
+    }
 }
 
 fn from_client(error: FrameError) -> End {
@@ -373,7 +473,9 @@ async fn write_responses(
         let answer = match slot {
             Slot::Ready(answer) => answer,
             Slot::Passing { reply, api, prefix } => {
-                let Ok(frame) = reply.await else { return End::Upstream(Gone::Closed) };
+                let Ok(frame) = reply.await else {
+                    return End::Upstream(Gone::Closed);
+                };
                 match patch(api, prefix, frame, &shared) {
                     Ok(answer) => answer,
                     Err(error) => return End::Upstream(Gone::Wire(error)),
@@ -388,7 +490,11 @@ async fn write_responses(
     End::Drained
 }
 
-async fn write_answer(client: &mut OwnedWriteHalf, answer: Answer, shared: &Shared) -> std::io::Result<()> {
+async fn write_answer(
+    client: &mut OwnedWriteHalf,
+    answer: Answer,
+    shared: &Shared,
+) -> std::io::Result<()> {
     let Answer { mut chunks, room } = answer;
     let len: usize = chunks.iter().map(Bytes::len).sum();
     let mut length = BytesMut::with_capacity(4);
@@ -400,22 +506,36 @@ async fn write_answer(client: &mut OwnedWriteHalf, answer: Answer, shared: &Shar
 }
 
 /// The client's correlation id, and our addresses where the response has addresses.
-fn patch(api: &Reviewed, prefix: Prefix, frame: Frame, shared: &Shared) -> Result<Answer, WireError> {
+fn patch(
+    api: &Reviewed,
+    prefix: Prefix,
+    frame: Frame,
+    shared: &Shared,
+) -> Result<Answer, WireError> {
     use crate::api::{k00_produce, k03_metadata, k10_find_coordinator, k60_describe_cluster};
     let Frame { bytes, room } = frame;
     let (version, correlation, nodes) = (prefix.version, prefix.correlation, &shared.nodes);
     let patched = match ApiKey::try_from(api.key) {
         Ok(ApiKey::Produce) => k00_produce::patch(version, correlation, &bytes, nodes)?,
         Ok(ApiKey::Metadata) => k03_metadata::patch(version, correlation, &bytes, nodes)?,
-        Ok(ApiKey::FindCoordinator) => k10_find_coordinator::patch(version, correlation, &bytes, nodes)?,
-        Ok(ApiKey::DescribeCluster) => k60_describe_cluster::patch(version, correlation, &bytes, nodes)?,
+        Ok(ApiKey::FindCoordinator) => {
+            k10_find_coordinator::patch(version, correlation, &bytes, nodes)?
+        }
+        Ok(ApiKey::DescribeCluster) => {
+            k60_describe_cluster::patch(version, correlation, &bytes, nodes)?
+        }
         Ok(ApiKey::ShareFetch) => api::k78_share_fetch::patch(version, correlation, &bytes, nodes)?,
-        Ok(ApiKey::ShareAcknowledge) => api::k79_share_acknowledge::patch(version, correlation, &bytes, nodes)?,
+        Ok(ApiKey::ShareAcknowledge) => {
+            api::k79_share_acknowledge::patch(version, correlation, &bytes, nodes)?
+        }
         _ => None,
     };
     let chunks = match patched {
         Some(frame) => vec![frame],
-        None => vec![Bytes::copy_from_slice(&correlation.to_be_bytes()), bytes.slice(4..)],
+        None => vec![
+            Bytes::copy_from_slice(&correlation.to_be_bytes()),
+            bytes.slice(4..),
+        ],
     };
     shared.note_nodes();
     Ok(Answer { chunks, room })

@@ -7,7 +7,8 @@ use bytes::Bytes;
 use kafka_protocol::messages::api_versions_response::ApiVersion;
 use kafka_protocol::messages::list_offsets_request::{ListOffsetsPartition, ListOffsetsTopic};
 use kafka_protocol::messages::{
-    ApiKey, ApiVersionsRequest, ApiVersionsResponse, BrokerId, ListOffsetsRequest, ListOffsetsResponse, TopicName,
+    ApiKey, ApiVersionsRequest, ApiVersionsResponse, BrokerId, ListOffsetsRequest,
+    ListOffsetsResponse, TopicName,
 };
 use kafka_protocol::protocol::StrBytes;
 
@@ -75,7 +76,9 @@ impl Conversation {
             Ok(ApiKey::OffsetForLeaderEpoch) => {
                 api::k23_offset_for_leader_epoch::answer(self, prefix, frame).await
             }
-            _ => Err(Failed::Request(WireError::Codec("an API that is not answered here".to_owned()))),
+            _ => Err(Failed::Request(WireError::Codec(
+                "an API that is not answered here".to_owned(),
+            ))),
         }
     }
 
@@ -86,24 +89,54 @@ impl Conversation {
             let request = ApiVersionsRequest::default();
             let response: ApiVersionsResponse = self
                 .upstream
-                .call(ApiKey::ApiVersions, 0, self.client_id.as_ref(), &request, &shape::API_VERSIONS_RESPONSE)
+                .call(
+                    ApiKey::ApiVersions,
+                    0,
+                    self.client_id.as_ref(),
+                    &request,
+                    &shape::API_VERSIONS_RESPONSE,
+                )
                 .await?;
             self.offered = Some(response.api_keys);
         }
-        let offered = self.offered.iter().flatten().find(|api| api.api_key == key as i16);
+        let offered = self
+            .offered
+            .iter()
+            .flatten()
+            .find(|api| api.api_key == key as i16);
         Ok(offered.map_or(-1, |api| api.max_version))
     }
 
     /// Learns the ids behind `names`, as this client may see them.
-    pub(crate) async fn learn_ids(&mut self, names: impl Iterator<Item = &TopicName>) -> Result<(), Gone> {
+    pub(crate) async fn learn_ids(
+        &mut self,
+        names: impl Iterator<Item = &TopicName>,
+    ) -> Result<(), Gone> {
         let version_max = self.version_max(ApiKey::Metadata).await?;
-        self.topics.learn_ids(names, &mut self.upstream, version_max, self.client_id.as_ref()).await
+        self.topics
+            .learn_ids(
+                names,
+                &mut self.upstream,
+                version_max,
+                self.client_id.as_ref(),
+            )
+            .await
     }
 
     /// Learns the names behind `ids`, as this client may see them.
-    pub(crate) async fn learn_names(&mut self, ids: impl Iterator<Item = uuid::Uuid>) -> Result<(), Gone> {
+    pub(crate) async fn learn_names(
+        &mut self,
+        ids: impl Iterator<Item = uuid::Uuid>,
+    ) -> Result<(), Gone> {
         let version_max = self.version_max(ApiKey::Metadata).await?;
-        self.topics.learn_names(ids, &mut self.upstream, version_max, self.client_id.as_ref()).await
+        self.topics
+            .learn_names(
+                ids,
+                &mut self.upstream,
+                version_max,
+                self.client_id.as_ref(),
+            )
+            .await
     }
 
     /// Asks the broker for [`LATEST`] or [`EARLIEST`] of some partitions. What it answers with an error is left out.
@@ -118,23 +151,38 @@ impl Conversation {
         }
         let mut topics: HashMap<&TopicName, Vec<ListOffsetsPartition>> = HashMap::new();
         for (name, index) in partitions {
-            let partition = ListOffsetsPartition::default().with_partition_index(*index).with_timestamp(question);
+            let partition = ListOffsetsPartition::default()
+                .with_partition_index(*index)
+                .with_timestamp(question);
             topics.entry(name).or_default().push(partition);
         }
         let topic = |(name, partitions): (&TopicName, _)| {
-            ListOffsetsTopic::default().with_name(name.clone()).with_partitions(partitions)
+            ListOffsetsTopic::default()
+                .with_name(name.clone())
+                .with_partitions(partitions)
         };
         let request = ListOffsetsRequest::default()
             .with_replica_id(BrokerId(-1))
             .with_topics(topics.into_iter().map(topic).collect());
         let (client_id, key) = (self.client_id.clone(), ApiKey::ListOffsets);
-        let response: ListOffsetsResponse =
-            self.upstream.call(key, version, client_id.as_ref(), &request, &shape::LIST_OFFSETS_RESPONSE).await?;
+        let response: ListOffsetsResponse = self
+            .upstream
+            .call(
+                key,
+                version,
+                client_id.as_ref(),
+                &request,
+                &shape::LIST_OFFSETS_RESPONSE,
+            )
+            .await?;
         let mut offsets = HashMap::new();
         for topic in response.topics {
             for partition in topic.partitions {
                 if partition.error_code == 0 && 0 <= partition.offset {
-                    offsets.insert((topic.name.clone(), partition.partition_index), partition.offset);
+                    offsets.insert(
+                        (topic.name.clone(), partition.partition_index),
+                        partition.offset,
+                    );
                 }
             }
         }

@@ -4,7 +4,9 @@ use std::error::Error;
 use std::time::Duration;
 
 use everlog_format::ClusterId;
-use kafka_protocol::messages::{ApiKey, ApiVersionsRequest, ApiVersionsResponse, MetadataRequest, MetadataResponse};
+use kafka_protocol::messages::{
+    ApiKey, ApiVersionsRequest, ApiVersionsResponse, MetadataRequest, MetadataResponse,
+};
 use kafka_protocol::protocol::StrBytes;
 use tokio::time::{Instant, sleep, timeout};
 use tracing::{info, warn};
@@ -46,7 +48,10 @@ pub(crate) enum Undiscovered {
 }
 
 /// Asks one bootstrap server after the other until one answers, or patience ends.
-pub(crate) async fn discover(servers: &[(String, u16)], budget: &Budget) -> Result<Cluster, Undiscovered> {
+pub(crate) async fn discover(
+    servers: &[(String, u16)],
+    budget: &Budget,
+) -> Result<Cluster, Undiscovered> {
     let begun = Instant::now();
     let mut pause = ASK_AGAIN_MIN;
     loop {
@@ -67,7 +72,12 @@ pub(crate) async fn discover(servers: &[(String, u16)], budget: &Budget) -> Resu
         if PATIENCE <= begun.elapsed() {
             return Err(Undiscovered::Unreachable(last));
         }
-        warn!(?servers, error = &*last as &dyn Error, ?pause, "no bootstrap server answers, will ask again");
+        warn!(
+            ?servers,
+            error = &*last as &dyn Error,
+            ?pause,
+            "no bootstrap server answers, will ask again"
+        );
         sleep(pause).await;
         pause = (pause * 2).min(ASK_AGAIN_MAX);
     }
@@ -80,20 +90,43 @@ enum Asked {
 
 async fn ask(host: &str, port: u16, budget: &Budget) -> Result<Cluster, Asked> {
     let first = |error: Gone| Asked::First(error);
-    let stream = upstream::connect(host, port).await.map_err(Gone::from).map_err(first)?;
-    let patience = Patience { idle: ANSWER_MAX, progress: ANSWER_MAX };
+    let stream = upstream::connect(host, port)
+        .await
+        .map_err(Gone::from)
+        .map_err(first)?;
+    let patience = Patience {
+        idle: ANSWER_MAX,
+        progress: ANSWER_MAX,
+    };
     let (mut upstream, replies) = upstream::open(stream, budget.clone(), patience);
     let questions = async {
         let request = ApiVersionsRequest::default();
         let key = ApiKey::ApiVersions;
-        let offered: ApiVersionsResponse =
-            upstream.call(key, 0, Some(&CLIENT_ID), &request, &shape::API_VERSIONS_RESPONSE).await.map_err(first)?;
-        let metadata = offered.api_keys.iter().find(|api| api.api_key == ApiKey::Metadata as i16);
+        let offered: ApiVersionsResponse = upstream
+            .call(
+                key,
+                0,
+                Some(&CLIENT_ID),
+                &request,
+                &shape::API_VERSIONS_RESPONSE,
+            )
+            .await
+            .map_err(first)?;
+        let metadata = offered
+            .api_keys
+            .iter()
+            .find(|api| api.api_key == ApiKey::Metadata as i16);
         let version = metadata.map_or(0, |api| api.max_version).clamp(0, 12);
         // No topics; before version 1 an empty list meant all of them.
         let request = MetadataRequest::default().with_topics(Some(Vec::new()));
         let response: Result<MetadataResponse, Gone> = upstream
-            .call(ApiKey::Metadata, version, Some(&CLIENT_ID), &request, &shape::METADATA_RESPONSE)
+            .call(
+                ApiKey::Metadata,
+                version,
+                Some(&CLIENT_ID),
+                &request,
+                &shape::METADATA_RESPONSE,
+            )
             .await;
         response.map_err(Asked::AfterVersions)
     };
@@ -102,6 +135,12 @@ async fn ask(host: &str, port: u16, budget: &Budget) -> Result<Cluster, Asked> {
         response = questions => response?,
         gone = replies.run() => return Err(Asked::AfterVersions(gone)),
     };
-    let id = response.cluster_id.as_deref().and_then(|id| ClusterId::new(id).ok());
-    Ok(Cluster { id, brokers: k03_metadata::brokers(&response) })
+    let id = response
+        .cluster_id
+        .as_deref()
+        .and_then(|id| ClusterId::new(id).ok());
+    Ok(Cluster {
+        id,
+        brokers: k03_metadata::brokers(&response),
+    })
 }

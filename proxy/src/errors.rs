@@ -65,17 +65,21 @@ pub(crate) fn error_code(error: &HistoryError) -> ResponseError {
         HistoryError::Replay(replay) => match replay {
             // All clients refresh metadata and try again: right while the store is slow, or until the operator has
             // mended credentials or upgraded.
-            ReplayError::Unavailable { .. } | ReplayError::Refused { .. } | ReplayError::Unsupported { .. } => {
+            ReplayError::Unavailable { .. }
+            | ReplayError::Refused { .. }
+            | ReplayError::Unsupported { .. } => ResponseError::KafkaStorageError,
+            // A replica of the archive that lags looks like this too, and will catch up.
+            ReplayError::Missing { .. } | ReplayError::NotCovered { .. } => {
                 ResponseError::KafkaStorageError
             }
-            // A replica of the archive that lags looks like this too, and will catch up.
-            ReplayError::Missing { .. } | ReplayError::NotCovered { .. } => ResponseError::KafkaStorageError,
             // The Java consumer and librdkafka raise this; franz-go retries it in silence, so it is counted as well.
             ReplayError::Corrupt { .. } => ResponseError::CorruptMessage,
         },
         HistoryError::Index(index) => match index.as_ref() {
             IndexError::Store(
-                StoreError::Unavailable { .. } | StoreError::Refused { .. } | StoreError::NotFound { .. },
+                StoreError::Unavailable { .. }
+                | StoreError::Refused { .. }
+                | StoreError::NotFound { .. },
             )
             | IndexError::Missing { .. }
             | IndexError::NoArchive { .. }
@@ -84,7 +88,9 @@ pub(crate) fn error_code(error: &HistoryError) -> ResponseError {
             // client waits while the alarm rings.
             IndexError::Corrupt { .. } => ResponseError::KafkaStorageError,
         },
-        HistoryError::Slow | HistoryError::NotYet | HistoryError::NoLiveStart => ResponseError::KafkaStorageError,
+        HistoryError::Slow | HistoryError::NotYet | HistoryError::NoLiveStart => {
+            ResponseError::KafkaStorageError
+        }
         // Not OFFSET_OUT_OF_RANGE: a consumer with `auto.offset.reset=earliest` would start over at the first archived
         // record, come to the same hole, and go round for ever; franz-go would jump it.
         HistoryError::Hole => ResponseError::CorruptMessage,
@@ -95,7 +101,9 @@ pub(crate) fn error_code(error: &HistoryError) -> ResponseError {
 /// NOT_LEADER_OR_FOLLOWER, which makes clients look again as well.
 pub(crate) fn fetch_error_code(error: &HistoryError, version: i16) -> i16 {
     match error_code(error) {
-        ResponseError::KafkaStorageError if version <= 5 => ResponseError::NotLeaderOrFollower.code(),
+        ResponseError::KafkaStorageError if version <= 5 => {
+            ResponseError::NotLeaderOrFollower.code()
+        }
         code => code.code(),
     }
 }
@@ -120,7 +128,10 @@ mod tests {
             HistoryError::Slow,
             HistoryError::NoLiveStart,
             HistoryError::Replay(ReplayError::Missing { what: what() }),
-            HistoryError::Replay(ReplayError::Corrupt { what: what(), why: what() }),
+            HistoryError::Replay(ReplayError::Corrupt {
+                what: what(),
+                why: what(),
+            }),
             HistoryError::Index(Arc::new(IndexError::Missing { what: what() })),
         ] {
             assert_ne!(error_code(&error), ResponseError::OffsetOutOfRange);

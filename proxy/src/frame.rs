@@ -57,14 +57,21 @@ pub(crate) struct FrameReader<R> {
 
 impl<R: AsyncRead + Unpin> FrameReader<R> {
     pub(crate) fn new(io: R) -> FrameReader<R> {
-        FrameReader { io, ahead: BytesMut::new() }
+        FrameReader {
+            io,
+            ahead: BytesMut::new(),
+        }
     }
 
     /// Waits for the length of the next frame. Cancel safe.
     pub(crate) async fn length(&mut self, patience: Patience) -> Result<usize, FrameError> {
         while self.ahead.len() < 4 {
             let begun = !self.ahead.is_empty();
-            let limit = if begun { patience.progress } else { patience.idle };
+            let limit = if begun {
+                patience.progress
+            } else {
+                patience.idle
+            };
             match timeout(limit, self.read_ahead()).await {
                 Ok(Ok(0)) if begun => return Err(FrameError::Half),
                 Ok(Ok(0)) => return Err(FrameError::Closed),
@@ -86,7 +93,11 @@ impl<R: AsyncRead + Unpin> FrameReader<R> {
     }
 
     /// The next `len` bytes of the frame, as one piece of memory.
-    pub(crate) async fn take(&mut self, len: usize, patience: Patience) -> Result<BytesMut, FrameError> {
+    pub(crate) async fn take(
+        &mut self,
+        len: usize,
+        patience: Patience,
+    ) -> Result<BytesMut, FrameError> {
         if self.ahead.len() >= len {
             return Ok(self.ahead.split_to(len));
         }
@@ -108,7 +119,11 @@ impl<R: AsyncRead + Unpin> FrameReader<R> {
     }
 
     /// At least one and at most `len` bytes of the frame: for passing on what is too long to hold.
-    pub(crate) async fn some(&mut self, len: usize, patience: Patience) -> Result<Bytes, FrameError> {
+    pub(crate) async fn some(
+        &mut self,
+        len: usize,
+        patience: Patience,
+    ) -> Result<Bytes, FrameError> {
         if self.ahead.is_empty() {
             match timeout(patience.progress, self.read_ahead()).await {
                 Ok(Ok(0)) | Err(_) => return Err(FrameError::Half),
@@ -149,7 +164,10 @@ pub(crate) async fn write_chunks<W: AsyncWrite + Unpin>(
     while index < chunks.len() {
         let mut slices = [IoSlice::new(&[]); SLICES_MAX];
         let mut count = 0;
-        for (chunk, skip) in chunks[index..].iter().zip(std::iter::once(offset).chain(std::iter::repeat(0))) {
+        for (chunk, skip) in chunks[index..]
+            .iter()
+            .zip(std::iter::once(offset).chain(std::iter::repeat(0)))
+        {
             if count == SLICES_MAX {
                 break;
             }
@@ -178,7 +196,10 @@ pub(crate) async fn write_chunks<W: AsyncWrite + Unpin>(
 mod tests {
     use super::*;
 
-    const PATIENCE: Patience = Patience { idle: Duration::from_millis(50), progress: Duration::from_millis(50) };
+    const PATIENCE: Patience = Patience {
+        idle: Duration::from_millis(50),
+        progress: Duration::from_millis(50),
+    };
 
     async fn first(bytes: &[u8]) -> Result<BytesMut, FrameError> {
         let mut reader = FrameReader::new(bytes);
@@ -188,33 +209,59 @@ mod tests {
 
     #[tokio::test]
     async fn a_frame_is_its_length_and_its_bytes() {
-        assert_eq!(&first(&[0, 0, 0, 2, 7, 8, 9]).await.expect("a frame")[..], [7, 8]);
+        assert_eq!(
+            &first(&[0, 0, 0, 2, 7, 8, 9]).await.expect("a frame")[..],
+            [7, 8]
+        );
         assert!(matches!(first(&[]).await, Err(FrameError::Closed)));
         assert!(matches!(first(&[0, 0]).await, Err(FrameError::Half)));
-        assert!(matches!(first(&[0, 0, 0, 9, 1]).await, Err(FrameError::Half)));
+        assert!(matches!(
+            first(&[0, 0, 0, 9, 1]).await,
+            Err(FrameError::Half)
+        ));
     }
 
     #[tokio::test]
     async fn lengths_that_kafka_never_sends_are_told_apart() {
-        assert!(matches!(first(&[0x7f, 0xff, 0xff, 0xff]).await, Err(FrameError::Length(i32::MAX))));
-        assert!(matches!(first(&[0xff; 4]).await, Err(FrameError::Length(-1))));
-        assert!(matches!(first(&[0x16, 0x03, 0x01, 0x02, 0x00]).await, Err(FrameError::Tls)));
-        assert!(matches!(first(b"GET / HTTP/1.1\r\n").await, Err(FrameError::Length(_))));
+        assert!(matches!(
+            first(&[0x7f, 0xff, 0xff, 0xff]).await,
+            Err(FrameError::Length(i32::MAX))
+        ));
+        assert!(matches!(
+            first(&[0xff; 4]).await,
+            Err(FrameError::Length(-1))
+        ));
+        assert!(matches!(
+            first(&[0x16, 0x03, 0x01, 0x02, 0x00]).await,
+            Err(FrameError::Tls)
+        ));
+        assert!(matches!(
+            first(b"GET / HTTP/1.1\r\n").await,
+            Err(FrameError::Length(_))
+        ));
     }
 
     #[tokio::test]
     async fn a_silent_peer_is_given_up() {
         let (mut near, far) = tokio::io::duplex(64);
         let mut reader = FrameReader::new(far);
-        assert!(matches!(reader.length(PATIENCE).await, Err(FrameError::Idle)));
+        assert!(matches!(
+            reader.length(PATIENCE).await,
+            Err(FrameError::Idle)
+        ));
         near.write_all(&[0, 0, 0]).await.expect("room");
-        assert!(matches!(reader.length(PATIENCE).await, Err(FrameError::Half)));
+        assert!(matches!(
+            reader.length(PATIENCE).await,
+            Err(FrameError::Half)
+        ));
     }
 
     #[tokio::test]
     async fn chunks_arrive_in_order_through_a_narrow_pipe() {
         let (mut near, mut far) = tokio::io::duplex(7);
-        let chunks: Vec<Bytes> = (0u8..200).map(|i| Bytes::from(vec![i; usize::from(i % 5)])).collect();
+        let chunks: Vec<Bytes> = (0u8..200)
+            .map(|i| Bytes::from(vec![i; usize::from(i % 5)]))
+            .collect();
         let sent: Vec<u8> = chunks.iter().flatten().copied().collect();
         let write = async move { write_chunks(&mut near, &chunks, Duration::from_secs(1)).await };
         let mut got = Vec::new();

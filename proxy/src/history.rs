@@ -71,7 +71,14 @@ impl History {
         on_hole: OnHole,
         metrics: Arc<Metrics>,
     ) -> History {
-        History { archive, replay, topics, on_hole, metrics, logged: Mutex::default() }
+        History {
+            archive,
+            replay,
+            topics,
+            on_hole,
+            metrics,
+            logged: Mutex::default(),
+        }
     }
 
     /// Whether this topic may be served from the archive, as far as its name tells.
@@ -105,7 +112,10 @@ impl History {
     /// A compacted topic needs its plain name: its archive holds values that the topic itself has let go of.
     fn serves(&self, snapshot: &Snapshot) -> bool {
         let topic = snapshot.topic();
-        let compacted = topic.configs.get("cleanup.policy").is_some_and(|policy| policy.contains("compact"));
+        let compacted = topic
+            .configs
+            .get("cleanup.policy")
+            .is_some_and(|policy| policy.contains("compact"));
         snapshot.covered().is_some() && self.topics.matches(topic.name.as_str(), compacted)
     }
 
@@ -119,7 +129,10 @@ impl History {
         let read = match self.replay.read(snapshot, from, max_bytes).await {
             // Replaced by a newer commit, or pruned with it: the newest one knows where it went.
             Err(ReplayError::Missing { .. } | ReplayError::NotCovered { .. }) => {
-                match self.chain(snapshot.key(), Freshness::Within(Duration::ZERO)).await {
+                match self
+                    .chain(snapshot.key(), Freshness::Within(Duration::ZERO))
+                    .await
+                {
                     Chain::Known(newer) => self.finish(&newer, from, max_bytes).await,
                     Chain::None => Err(HistoryError::NotYet),
                     Chain::Unknown(error) => Err(error),
@@ -131,7 +144,12 @@ impl History {
         read.map_err(|error| self.failed(error))
     }
 
-    async fn finish(&self, snapshot: &Arc<Snapshot>, from: Offset, max_bytes: usize) -> Result<Piece, HistoryError> {
+    async fn finish(
+        &self,
+        snapshot: &Arc<Snapshot>,
+        from: Offset,
+        max_bytes: usize,
+    ) -> Result<Piece, HistoryError> {
         let slice = self.replay.read(snapshot, from, max_bytes).await?;
         self.past_holes(snapshot, from, max_bytes, slice).await
     }
@@ -144,7 +162,10 @@ impl History {
         slice: Slice,
     ) -> Result<Piece, HistoryError> {
         let Some(absence) = slice.at_hole.filter(|_| slice.records.is_empty()) else {
-            return Ok(Piece { records: slice.records, bytes: slice.bytes });
+            return Ok(Piece {
+                records: slice.records,
+                bytes: slice.bytes,
+            });
         };
         if let AbsenceCause::Lost(reason) = absence.cause {
             self.metrics.holes_met.inc();
@@ -154,16 +175,27 @@ impl History {
                     error!(%partition, %range, ?reason, "a client asked for records that are lost: it gets an error");
                     return Err(HistoryError::Hole);
                 }
-                OnHole::Skip => warn!(%partition, %range, ?reason, "a client skips records that are lost"),
+                OnHole::Skip => {
+                    warn!(%partition, %range, ?reason, "a client skips records that are lost")
+                }
             }
         }
         // A batch without records takes the client's position across. Behind it the next records, where they can be
         // had: a client that moves by records alone would crawl otherwise.
         let last = Offset::new(absence.range.end().get() - 1).unwrap_or(from);
         let bridge = Bytes::from(empty_batch(from, last, -1));
-        let mut piece = Piece { bytes: bridge.len(), records: vec![bridge] };
-        if snapshot.covered().is_some_and(|covered| covered.contains(absence.range.end())) {
-            let behind = self.replay.read(snapshot, absence.range.end(), max_bytes).await?;
+        let mut piece = Piece {
+            bytes: bridge.len(),
+            records: vec![bridge],
+        };
+        if snapshot
+            .covered()
+            .is_some_and(|covered| covered.contains(absence.range.end()))
+        {
+            let behind = self
+                .replay
+                .read(snapshot, absence.range.end(), max_bytes)
+                .await?;
             piece.bytes += behind.bytes;
             piece.records.extend(behind.records);
         }
@@ -177,7 +209,11 @@ impl History {
         timestamp_ms: i64,
         limit: Duration,
     ) -> Result<Option<TimestampHit>, HistoryError> {
-        self.within(limit, self.replay.offset_for_timestamp(snapshot, timestamp_ms)).await
+        self.within(
+            limit,
+            self.replay.offset_for_timestamp(snapshot, timestamp_ms),
+        )
+        .await
     }
 
     /// As [`Replay::max_timestamp`], within `limit`.
@@ -186,7 +222,8 @@ impl History {
         snapshot: &Arc<Snapshot>,
         limit: Duration,
     ) -> Result<Option<TimestampHit>, HistoryError> {
-        self.within(limit, self.replay.max_timestamp(snapshot)).await
+        self.within(limit, self.replay.max_timestamp(snapshot))
+            .await
     }
 
     /// As [`Replay::epoch_at`], within `limit`.
@@ -196,7 +233,8 @@ impl History {
         offset: Offset,
         limit: Duration,
     ) -> Result<Option<i32>, HistoryError> {
-        self.within(limit, self.replay.epoch_at(snapshot, offset)).await
+        self.within(limit, self.replay.epoch_at(snapshot, offset))
+            .await
     }
 
     async fn within<T>(
@@ -205,16 +243,23 @@ impl History {
         read: impl Future<Output = Result<T, ReplayError>>,
     ) -> Result<T, HistoryError> {
         let read = timeout(limit, read).await.map_err(|_| HistoryError::Slow);
-        read.and_then(|read| read.map_err(HistoryError::from)).map_err(|error| self.failed(error))
+        read.and_then(|read| read.map_err(HistoryError::from))
+            .map_err(|error| self.failed(error))
     }
 
     /// Counts a failure, and logs it unless one was logged just now.
     pub(crate) fn failed(&self, error: HistoryError) -> HistoryError {
-        self.metrics.archive_failures.with_label_values(&[error.label()]).inc();
+        self.metrics
+            .archive_failures
+            .with_label_values(&[error.label()])
+            .inc();
         let mut logged = self.logged.lock().unwrap_or_else(PoisonError::into_inner);
         if logged.is_none_or(|at| LOG_PAUSE <= at.elapsed()) {
             *logged = Some(Instant::now());
-            warn!(error = &error as &dyn Error, "a request met trouble in the archive, its client will ask again");
+            warn!(
+                error = &error as &dyn Error,
+                "a request met trouble in the archive, its client will ask again"
+            );
         }
         error
     }

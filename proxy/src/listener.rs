@@ -32,7 +32,12 @@ pub(crate) struct Door {
 impl Door {
     /// Nothing is accepted yet. `shutdown` ends the loops, and lets each connection finish what it has begun.
     pub(crate) fn new(shared: Arc<Shared>, shutdown: CancellationToken) -> Door {
-        Door { shared, places: Arc::new(Semaphore::new(CONNECTIONS_MAX)), tasks: TaskTracker::new(), shutdown }
+        Door {
+            shared,
+            places: Arc::new(Semaphore::new(CONNECTIONS_MAX)),
+            tasks: TaskTracker::new(),
+            shutdown,
+        }
     }
 
     /// Begins to accept on a bound port.
@@ -40,7 +45,9 @@ impl Door {
         let door = self.clone();
         self.tasks.spawn(async move {
             let shutdown = door.shutdown.clone();
-            shutdown.run_until_cancelled(door.accept_all(bound.listener, bound.target)).await
+            shutdown
+                .run_until_cancelled(door.accept_all(bound.listener, bound.target))
+                .await
         });
     }
 
@@ -53,7 +60,9 @@ impl Door {
     async fn accept_all(&self, listener: TcpListener, target: Target) {
         loop {
             // Taken before a client is: whoever finds no place waits in the system's queue.
-            let Ok(place) = Arc::clone(&self.places).acquire_owned().await else { return };
+            let Ok(place) = Arc::clone(&self.places).acquire_owned().await else {
+                return;
+            };
             match listener.accept().await {
                 Ok((client, _)) => {
                     let (shared, shutdown) = (Arc::clone(&self.shared), self.shutdown.clone());
@@ -63,7 +72,11 @@ impl Door {
                     });
                 }
                 Err(error) => {
-                    warn!(?target, error = &error as &dyn Error, "can't accept a connection, will try again");
+                    warn!(
+                        ?target,
+                        error = &error as &dyn Error,
+                        "can't accept a connection, will try again"
+                    );
                     tokio::time::sleep(ACCEPT_AGAIN).await;
                 }
             }

@@ -31,12 +31,21 @@ impl Metrics {
         let metrics = Metrics {
             connections: IntGauge::new("everlog_proxy_connections", "Open client connections")?,
             rejected: IntCounterVec::new(
-                Opts::new("everlog_proxy_rejected_total", "Client connections closed for a fault of the client"),
+                Opts::new(
+                    "everlog_proxy_rejected_total",
+                    "Client connections closed for a fault of the client",
+                ),
                 &["reason"],
             )?,
-            requests: IntCounterVec::new(Opts::new("everlog_proxy_requests_total", "Requests by API"), &["api"])?,
+            requests: IntCounterVec::new(
+                Opts::new("everlog_proxy_requests_total", "Requests by API"),
+                &["api"],
+            )?,
             request_errors: IntCounterVec::new(
-                Opts::new("everlog_proxy_request_errors_total", "Requests that the proxy refused or could not finish"),
+                Opts::new(
+                    "everlog_proxy_request_errors_total",
+                    "Requests that the proxy refused or could not finish",
+                ),
                 &["api"],
             )?,
             replayed_bytes: IntCounter::new(
@@ -47,9 +56,15 @@ impl Metrics {
                 "everlog_proxy_shadow_dropped_bytes_total",
                 "Record bytes that shadow fetches brought from the cluster and that were dropped",
             )?,
-            holes_met: IntCounter::new("everlog_proxy_holes_met_total", "Fetches that met a hole in the archive")?,
+            holes_met: IntCounter::new(
+                "everlog_proxy_holes_met_total",
+                "Fetches that met a hole in the archive",
+            )?,
             archive_failures: IntCounterVec::new(
-                Opts::new("everlog_proxy_archive_failures_total", "Failed reads of the archive by kind"),
+                Opts::new(
+                    "everlog_proxy_archive_failures_total",
+                    "Failed reads of the archive by kind",
+                ),
                 &["kind"],
             )?,
             nodes_unreachable: IntGauge::new(

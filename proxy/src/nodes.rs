@@ -106,9 +106,13 @@ impl Ports {
     }
 
     fn bind(&self, node: i32) -> Result<(TcpListener, u16), ProxyError> {
-        let port = self.of(node).ok_or(ProxyError::NodePortRange { node, listen: self.listen.port() })?;
+        let port = self.of(node).ok_or(ProxyError::NodePortRange {
+            node,
+            listen: self.listen.port(),
+        })?;
         let failed = |source| ProxyError::NodePort { node, port, source };
-        let listener = StdListener::bind(SocketAddr::new(self.listen.ip(), port)).map_err(failed)?;
+        let listener =
+            StdListener::bind(SocketAddr::new(self.listen.ip(), port)).map_err(failed)?;
         listener.set_nonblocking(true).map_err(failed)?;
         let listener = TcpListener::from_std(listener).map_err(failed)?;
         let port = listener.local_addr().map_err(failed)?.port();
@@ -125,26 +129,54 @@ impl Nodes {
         bound: mpsc::UnboundedSender<Bound>,
     ) -> Nodes {
         let advertise = StrBytes::from_string(advertise.to_owned());
-        Nodes { advertise, ports, kept: data_dir.join("nodes.json"), state: Mutex::default(), bound }
+        Nodes {
+            advertise,
+            ports,
+            kept: data_dir.join("nodes.json"),
+            state: Mutex::default(),
+            bound,
+        }
     }
 
     /// Binds the ports of `brokers` and of the nodes kept from earlier runs on the same cluster.
-    pub(crate) fn start(&self, cluster: Option<&ClusterId>, brokers: &[Broker]) -> Result<(), ProxyError> {
+    pub(crate) fn start(
+        &self,
+        cluster: Option<&ClusterId>,
+        brokers: &[Broker],
+    ) -> Result<(), ProxyError> {
         let kept = self.read_kept();
-        let same_cluster = cluster.is_none() || kept.cluster_id.is_none() || kept.cluster_id.as_ref() == cluster;
+        let same_cluster =
+            cluster.is_none() || kept.cluster_id.is_none() || kept.cluster_id.as_ref() == cluster;
         let mut all = BTreeMap::new();
         if same_cluster {
-            all.extend(kept.nodes.into_iter().map(|(id, node)| (id, (node.host, node.port))));
+            all.extend(
+                kept.nodes
+                    .into_iter()
+                    .map(|(id, node)| (id, (node.host, node.port))),
+            );
         } else {
             warn!(kept = ?kept.cluster_id, now = ?cluster, "the kept nodes belong to another cluster and are ignored");
         }
-        all.extend(brokers.iter().map(|broker| (broker.id, (broker.host.clone(), broker.port))));
+        all.extend(
+            brokers
+                .iter()
+                .map(|broker| (broker.id, (broker.host.clone(), broker.port))),
+        );
         let mut state = self.lock();
-        state.cluster = cluster.cloned().or(kept.cluster_id.filter(|_| same_cluster));
+        state.cluster = cluster
+            .cloned()
+            .or(kept.cluster_id.filter(|_| same_cluster));
         for (id, (host, port)) in all {
             let (listener, listening) = self.ports.bind(id)?;
             info!(node = id, port = listening, upstream = %format_args!("{host}:{port}"), "node is reached at port");
-            state.nodes.insert(id, Node { host, port, listening: Ok(listening) });
+            state.nodes.insert(
+                id,
+                Node {
+                    host,
+                    port,
+                    listening: Ok(listening),
+                },
+            );
             self.hand_over(listener, id);
         }
         self.keep(&state);
@@ -158,12 +190,19 @@ impl Nodes {
 
     /// How many nodes have no port.
     pub(crate) fn unreachable(&self) -> usize {
-        self.lock().nodes.values().filter(|node| node.listening.is_err()).count()
+        self.lock()
+            .nodes
+            .values()
+            .filter(|node| node.listening.is_err())
+            .count()
     }
 
     /// Where `node` is upstream.
     pub(crate) fn address(&self, node: i32) -> Option<(String, u16)> {
-        self.lock().nodes.get(&node).map(|node| (node.host.clone(), node.port))
+        self.lock()
+            .nodes
+            .get(&node)
+            .map(|node| (node.host.clone(), node.port))
     }
 
     /// Takes in a broker that a response names and says what clients are to be told instead: `None` if its port could
@@ -172,7 +211,11 @@ impl Nodes {
         let port = u16::try_from(port).ok()?;
         let mut state = self.lock();
         let known = state.nodes.get(&id);
-        if let Some(Node { host: old_host, port: old_port, listening: Ok(listening) }) = known
+        if let Some(Node {
+            host: old_host,
+            port: old_port,
+            listening: Ok(listening),
+        }) = known
             && (old_host.as_str(), *old_port) == (host, port)
         {
             return Some((self.advertise.clone(), i32::from(*listening)));
@@ -183,7 +226,14 @@ impl Nodes {
             Some(Err(_)) | None => self.bind_late(id),
         };
         info!(node = id, upstream = %format_args!("{host}:{port}"), "node joined or moved");
-        state.nodes.insert(id, Node { host: host.to_owned(), port, listening });
+        state.nodes.insert(
+            id,
+            Node {
+                host: host.to_owned(),
+                port,
+                listening,
+            },
+        );
         self.keep(&state);
         Some((self.advertise.clone(), i32::from(listening.ok()?)))
     }
@@ -195,7 +245,11 @@ impl Nodes {
                 Ok(port)
             }
             Err(error) => {
-                error!(node = id, error = &error as &dyn std::error::Error, "clients can't reach a node");
+                error!(
+                    node = id,
+                    error = &error as &dyn std::error::Error,
+                    "clients can't reach a node"
+                );
                 Err(Instant::now())
             }
         }
@@ -203,7 +257,10 @@ impl Nodes {
 
     fn hand_over(&self, listener: TcpListener, id: i32) {
         // The receiver lives as long as the proxy runs; at its end nobody needs the socket.
-        let _ = self.bound.send(Bound { listener, target: Target::Node(id) });
+        let _ = self.bound.send(Bound {
+            listener,
+            target: Target::Node(id),
+        });
     }
 
     fn read_kept(&self) -> Kept {
@@ -223,16 +280,25 @@ impl Nodes {
 
     /// Losing the file costs a restart its knowledge of nodes that are down just then: worth a warning, not a failure.
     fn keep(&self, state: &State) {
-        let node = |node: &Node| KeptNode { host: node.host.clone(), port: node.port };
+        let node = |node: &Node| KeptNode {
+            host: node.host.clone(),
+            port: node.port,
+        };
         let kept = Kept {
             cluster_id: state.cluster.clone(),
-            nodes: state.nodes.iter().map(|(id, known)| (*id, node(known))).collect(),
+            nodes: state
+                .nodes
+                .iter()
+                .map(|(id, known)| (*id, node(known)))
+                .collect(),
         };
-        let written = serde_json::to_vec_pretty(&kept).map_err(io::Error::from).and_then(|text| {
-            let beside = self.kept.with_extension("json.new");
-            std::fs::write(&beside, text)?;
-            std::fs::rename(&beside, &self.kept)
-        });
+        let written = serde_json::to_vec_pretty(&kept)
+            .map_err(io::Error::from)
+            .and_then(|text| {
+                let beside = self.kept.with_extension("json.new");
+                std::fs::write(&beside, text)?;
+                std::fs::rename(&beside, &self.kept)
+            });
         if let Err(error) = written {
             warn!(path = %self.kept.display(), error = &error as &dyn std::error::Error, "nodes can't be kept");
         }
@@ -240,7 +306,9 @@ impl Nodes {
 
     fn lock(&self) -> std::sync::MutexGuard<'_, State> {
         // Nothing panics while the lock is held; if it did, the map would still be whole.
-        self.state.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+        self.state
+            .lock()
+            .unwrap_or_else(std::sync::PoisonError::into_inner)
     }
 }
 
@@ -254,16 +322,26 @@ mod tests {
     }
 
     fn any_port() -> Ports {
-        Ports { listen: SocketAddr::from(([127, 0, 0, 1], 0)), chosen: BTreeMap::new() }
+        Ports {
+            listen: SocketAddr::from(([127, 0, 0, 1], 0)),
+            chosen: BTreeMap::new(),
+        }
     }
 
     fn broker(id: i32, host: &str) -> Broker {
-        Broker { id, host: host.to_owned(), port: 9092 }
+        Broker {
+            id,
+            host: host.to_owned(),
+            port: 9092,
+        }
     }
 
     #[test]
     fn a_port_follows_from_the_node_id() {
-        let ports = Ports { listen: SocketAddr::from(([127, 0, 0, 1], 19_092)), chosen: BTreeMap::from([(7, 80)]) };
+        let ports = Ports {
+            listen: SocketAddr::from(([127, 0, 0, 1], 19_092)),
+            chosen: BTreeMap::from([(7, 80)]),
+        };
         assert_eq!(ports.of(0), Some(19_093));
         assert_eq!(ports.of(200), Some(19_293));
         assert_eq!(ports.of(7), Some(80));
@@ -276,15 +354,24 @@ mod tests {
         let dir = tempfile::tempdir().expect("a directory");
         let cluster = ClusterId::new("c1").expect("a name");
         let (first, _bound) = nodes(dir.path(), any_port());
-        first.start(Some(&cluster), &[broker(1, "a"), broker(2, "b")]).expect("ports");
+        first
+            .start(Some(&cluster), &[broker(1, "a"), broker(2, "b")])
+            .expect("ports");
         let (second, mut bound) = nodes(dir.path(), any_port());
-        second.start(Some(&cluster), &[broker(1, "moved")]).expect("ports");
+        second
+            .start(Some(&cluster), &[broker(1, "moved")])
+            .expect("ports");
         assert_eq!(second.address(1), Some(("moved".to_owned(), 9092)));
         assert_eq!(second.address(2), Some(("b".to_owned(), 9092)));
         assert_eq!(bound.try_recv().expect("a socket").target, Target::Node(1));
         assert_eq!(bound.try_recv().expect("a socket").target, Target::Node(2));
         let (third, _bound) = nodes(dir.path(), any_port());
-        third.start(Some(&ClusterId::new("c2").expect("a name")), &[broker(3, "c")]).expect("ports");
+        third
+            .start(
+                Some(&ClusterId::new("c2").expect("a name")),
+                &[broker(3, "c")],
+            )
+            .expect("ports");
         assert_eq!((third.count(), third.address(1)), (1, None));
     }
 
@@ -296,7 +383,10 @@ mod tests {
         let (host, port) = nodes.advertised(5, "new", 9092).expect("a port");
         let socket = bound.try_recv().expect("a socket");
         assert_eq!(&*host, "proxy.example.");
-        assert_eq!(i32::from(socket.listener.local_addr().expect("bound").port()), port);
+        assert_eq!(
+            i32::from(socket.listener.local_addr().expect("bound").port()),
+            port
+        );
         assert_eq!(nodes.advertised(5, "new", 9092), Some((host, port)));
         assert!(bound.try_recv().is_err(), "bound once");
     }
@@ -306,11 +396,24 @@ mod tests {
         let dir = tempfile::tempdir().expect("a directory");
         let taken = StdListener::bind("127.0.0.1:0").expect("a port");
         let port = taken.local_addr().expect("bound").port();
-        let ports = Ports { chosen: BTreeMap::from([(3, port)]), ..any_port() };
+        let ports = Ports {
+            chosen: BTreeMap::from([(3, port)]),
+            ..any_port()
+        };
         let (nodes, _bound) = nodes(dir.path(), ports);
-        let error = nodes.start(None, &[broker(3, "x")]).expect_err("taken").to_string();
-        assert!(error.contains("node 3") && error.contains("--node-ports"), "{error}");
-        assert_eq!(nodes.advertised(3, "x", 9092), None, "never the broker's own address");
+        let error = nodes
+            .start(None, &[broker(3, "x")])
+            .expect_err("taken")
+            .to_string();
+        assert!(
+            error.contains("node 3") && error.contains("--node-ports"),
+            "{error}"
+        );
+        assert_eq!(
+            nodes.advertised(3, "x", 9092),
+            None,
+            "never the broker's own address"
+        );
         assert_eq!(nodes.unreachable(), 1);
     }
 }

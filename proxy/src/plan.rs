@@ -30,12 +30,16 @@ pub(crate) enum FetchPlan {
 pub(crate) fn plan(wanted: Offset, archived: Option<OffsetRange>, live: Live) -> FetchPlan {
     let covered = archived.is_some_and(|range| range.contains(wanted));
     match live {
-        Live::Unasked { end } if covered && end.is_none_or(|end| wanted < end) => FetchPlan::Archive,
+        Live::Unasked { end } if covered && end.is_none_or(|end| wanted < end) => {
+            FetchPlan::Archive
+        }
         Live::Unasked { .. } => FetchPlan::Live,
         // Out of range also means "above the log's end": only below the log's start may the archive step in.
         Live::OutOfRange { start } if start <= wanted => FetchPlan::Live,
         Live::OutOfRange { .. } if covered => FetchPlan::Archive,
-        Live::OutOfRange { .. } if archived.is_some_and(|range| range.end() <= wanted) => FetchPlan::NotYet,
+        Live::OutOfRange { .. } if archived.is_some_and(|range| range.end() <= wanted) => {
+            FetchPlan::NotYet
+        }
         Live::OutOfRange { .. } => FetchPlan::Live,
     }
 }
@@ -51,11 +55,18 @@ pub(crate) struct Shares {
 
 /// By the number of partitions on each side, so that a backfill that always fills its share leaves the tail its own,
 /// and the reverse. What the cluster leaves over goes to the archive.
-pub(crate) fn shares(max_bytes: usize, live_partitions: usize, archived_partitions: usize) -> Shares {
+pub(crate) fn shares(
+    max_bytes: usize,
+    live_partitions: usize,
+    archived_partitions: usize,
+) -> Shares {
     let all = (live_partitions + archived_partitions).max(1);
     // Parts of a response of at most 100 MiB and counts bounded by a request's size: no overflow in 128 bits.
     let live = max_bytes as u128 * live_partitions as u128 / all as u128;
-    Shares { total: max_bytes, live: usize::try_from(live).unwrap_or(max_bytes).max(1) }
+    Shares {
+        total: max_bytes,
+        live: usize::try_from(live).unwrap_or(max_bytes).max(1),
+    }
 }
 
 #[cfg(test)]
@@ -74,17 +85,31 @@ mod tests {
     /// Archive, cluster and wanted offset as a picture; column = offset. The plan before anybody asked, and the one
     /// after the cluster answered "out of range" (where it would).
     #[track_caller]
-    fn check(archive: &str, cluster: &str, wanted: &str, unasked: FetchPlan, out_of_range: Option<FetchPlan>) {
+    fn check(
+        archive: &str,
+        cluster: &str,
+        wanted: &str,
+        unasked: FetchPlan,
+        out_of_range: Option<FetchPlan>,
+    ) {
         let (archived, live) = (run(archive, 'A'), run(cluster, 'L'));
         let wanted = at(wanted.find('^').expect("an offset"));
         let end = live.map(OffsetRange::end);
-        assert_eq!(plan(wanted, archived, Live::Unasked { end }), unasked, "unasked");
+        assert_eq!(
+            plan(wanted, archived, Live::Unasked { end }),
+            unasked,
+            "unasked"
+        );
         // At the log's end a fetch waits; beyond it, or below its start, it is out of range.
         let refused = live.is_none_or(|live| wanted < live.start() || live.end() < wanted);
         assert_eq!(refused, out_of_range.is_some(), "the picture is wrong");
         if let Some(expected) = out_of_range {
             let start = live.map_or(at(0), OffsetRange::start);
-            assert_eq!(plan(wanted, archived, Live::OutOfRange { start }), expected, "out of range");
+            assert_eq!(
+                plan(wanted, archived, Live::OutOfRange { start }),
+                expected,
+                "out of range"
+            );
         }
     }
 
@@ -102,7 +127,13 @@ mod tests {
     fn from_the_archived_end_on_the_cluster_answers() {
         check("AAAAAA", "    LLLLLL", "      ^", Cluster, None);
         check("AAAAAA", "    LLLLLL", "          ^", Cluster, None);
-        check("AAAAAA", "    LLLLLL", "           ^", Cluster, Some(Cluster));
+        check(
+            "AAAAAA",
+            "    LLLLLL",
+            "           ^",
+            Cluster,
+            Some(Cluster),
+        );
     }
 
     #[test]
@@ -133,14 +164,39 @@ mod tests {
 
     #[test]
     fn an_unknown_watermark_does_not_hide_history() {
-        assert_eq!(plan(at(1), OffsetRange::new(at(0), at(5)), Live::Unasked { end: None }), Archive);
+        assert_eq!(
+            plan(
+                at(1),
+                OffsetRange::new(at(0), at(5)),
+                Live::Unasked { end: None }
+            ),
+            Archive
+        );
     }
 
     #[test]
     fn both_sides_have_a_share() {
-        assert_eq!(shares(1000, 1, 3), Shares { total: 1000, live: 250 });
-        assert_eq!(shares(1000, 0, 3), Shares { total: 1000, live: 1 });
-        assert_eq!(shares(1000, 2, 0), Shares { total: 1000, live: 1000 });
+        assert_eq!(
+            shares(1000, 1, 3),
+            Shares {
+                total: 1000,
+                live: 250
+            }
+        );
+        assert_eq!(
+            shares(1000, 0, 3),
+            Shares {
+                total: 1000,
+                live: 1
+            }
+        );
+        assert_eq!(
+            shares(1000, 2, 0),
+            Shares {
+                total: 1000,
+                live: 1000
+            }
+        );
         assert_eq!(shares(1, 1, 1), Shares { total: 1, live: 1 });
     }
 }

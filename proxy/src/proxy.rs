@@ -49,25 +49,43 @@ impl Proxy {
     /// Finds the cluster's nodes and binds the bootstrap port and a port for each node.
     ///
     /// Waits up to a minute for a bootstrap server; without one, goes on with the nodes of the last run, if any.
-    pub async fn bind(config: ProxyConfig, archive: Arc<Archive>, registry: &Registry) -> Result<Proxy, ProxyError> {
+    pub async fn bind(
+        config: ProxyConfig,
+        archive: Arc<Archive>,
+        registry: &Registry,
+    ) -> Result<Proxy, ProxyError> {
         let ip = config.listen.ip();
         if ip.is_unspecified() && config.advertise.is_none() {
-            return Err(ProxyError::NeedsAdvertise { listen: config.listen });
+            return Err(ProxyError::NeedsAdvertise {
+                listen: config.listen,
+            });
         }
         let bootstrap = bootstrap_servers(&config.bootstrap_servers)?;
-        let listening = |source| ProxyError::Listen { listen: config.listen, source };
+        let listening = |source| ProxyError::Listen {
+            listen: config.listen,
+            source,
+        };
         let listener = TcpListener::bind(config.listen).await.map_err(listening)?;
         let local_addr = listener.local_addr().map_err(listening)?;
         let metrics = Arc::new(Metrics::register(registry)?);
         // A quarter for frames in flight, the rest for what is read from the archive.
         let budget = Budget::new(config.memory_bytes / 4);
         let (sender, bound) = mpsc::unbounded_channel();
-        let ports = Ports { listen: config.listen, chosen: config.node_ports.clone() };
+        let ports = Ports {
+            listen: config.listen,
+            chosen: config.node_ports.clone(),
+        };
         let advertise = config.advertise.clone().unwrap_or_else(|| ip.to_string());
         let nodes = Nodes::new(ports, &advertise, &config.data_dir, sender);
         start_nodes(&nodes, &config, &bootstrap, &budget).await?;
         let replay = Replay::new(Arc::clone(&archive), config.memory_bytes / 4 * 3, registry);
-        let history = History::new(archive, replay, config.topics, config.on_hole, Arc::clone(&metrics));
+        let history = History::new(
+            archive,
+            replay,
+            config.topics,
+            config.on_hole,
+            Arc::clone(&metrics),
+        );
         let shared = Shared {
             nodes,
             history,
@@ -75,12 +93,23 @@ impl Proxy {
             metrics,
             bootstrap,
             turn: AtomicUsize::new(0),
-            patience: Patience { idle: IDLE, progress: PROGRESS },
+            patience: Patience {
+                idle: IDLE,
+                progress: PROGRESS,
+            },
             client_write: CLIENT_WRITE,
             fetch_bytes_max: fetch_bytes_max(config.memory_bytes),
         };
-        let bootstrap = Bound { listener, target: Target::Bootstrap };
-        Ok(Proxy { shared: Arc::new(shared), local_addr, bootstrap, bound })
+        let bootstrap = Bound {
+            listener,
+            target: Target::Bootstrap,
+        };
+        Ok(Proxy {
+            shared: Arc::new(shared),
+            local_addr,
+            bootstrap,
+            bound,
+        })
     }
 
     /// Where clients bootstrap.
@@ -103,7 +132,10 @@ impl Proxy {
             }
         }
         if timeout(DRAIN, door.emptied()).await.is_err() {
-            warn!(connections = self.shared.metrics.connections.get(), "connections did not end in time and are cut");
+            warn!(
+                connections = self.shared.metrics.connections.get(),
+                "connections did not end in time and are cut"
+            );
         }
         Ok(())
     }
@@ -120,15 +152,24 @@ async fn start_nodes(
         Err(Undiscovered::Closed) => {
             nodes.start(None, &[])?;
             let kept = nodes.count();
-            warn!(kept, "the cluster tells its nodes only to clients that sign in: others are bound when one does");
+            warn!(
+                kept,
+                "the cluster tells its nodes only to clients that sign in: others are bound when one does"
+            );
             Ok(())
         }
         Err(Undiscovered::Unreachable(source)) => {
             nodes.start(None, &[])?;
             if nodes.count() == 0 {
-                return Err(ProxyError::Unreachable { servers: config.bootstrap_servers.clone(), source });
+                return Err(ProxyError::Unreachable {
+                    servers: config.bootstrap_servers.clone(),
+                    source,
+                });
             }
-            warn!(error = &*source as &dyn std::error::Error, "the cluster is away: going on with the nodes last known");
+            warn!(
+                error = &*source as &dyn std::error::Error,
+                "the cluster is away: going on with the nodes last known"
+            );
             Ok(())
         }
     }
@@ -137,7 +178,9 @@ async fn start_nodes(
 /// A sixteenth of the memory, so that a few slow clients do not hold all of it; never so little that a fetch of many
 /// partitions crawls.
 fn fetch_bytes_max(memory_bytes: u64) -> usize {
-    usize::try_from(memory_bytes / 16).unwrap_or(usize::MAX).clamp(4 << 20, 64 << 20)
+    usize::try_from(memory_bytes / 16)
+        .unwrap_or(usize::MAX)
+        .clamp(4 << 20, 64 << 20)
 }
 
 #[cfg(test)]

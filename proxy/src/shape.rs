@@ -59,7 +59,12 @@ impl Shape {
     /// Walks over `body`, which is encoded as `version`. Bytes behind the last field are let be, as brokers do.
     pub(crate) fn check(&self, body: &[u8], version: i16) -> Result<(), Malformed> {
         let flexible = version >= self.flexible_since;
-        Walk { rest: body, version, flexible }.structure(&self.body)
+        Walk {
+            rest: body,
+            version,
+            flexible,
+        }
+        .structure(&self.body)
     }
 }
 
@@ -70,14 +75,22 @@ impl Walk<'_> {
                 self.field(field.kind)?;
             }
         }
-        if self.flexible { self.tags(structure.tagged) } else { Ok(()) }
+        if self.flexible {
+            self.tags(structure.tagged)
+        } else {
+            Ok(())
+        }
     }
 
     fn field(&mut self, kind: Kind) -> Result<(), Malformed> {
         match kind {
             Kind::Fixed(len) => self.skip(len),
             Kind::Text => {
-                let len = if self.flexible { self.compact()? } else { self.short()? };
+                let len = if self.flexible {
+                    self.compact()?
+                } else {
+                    self.short()?
+                };
                 self.skip(len.unwrap_or(0))
             }
             Kind::Blob => {
@@ -90,7 +103,10 @@ impl Walk<'_> {
         }
     }
 
-    fn elements(&mut self, mut one: impl FnMut(&mut Self) -> Result<(), Malformed>) -> Result<(), Malformed> {
+    fn elements(
+        &mut self,
+        mut one: impl FnMut(&mut Self) -> Result<(), Malformed>,
+    ) -> Result<(), Malformed> {
         // Each element takes at least a byte, so the loop ends with the message however large the claim is.
         for _ in 0..self.count()?.unwrap_or(0) {
             one(self)?;
@@ -106,7 +122,11 @@ impl Walk<'_> {
             }
             let (value, behind) = self.rest.split_at(len);
             if let Some((_, kind)) = known.iter().find(|(number, _)| *number == tag) {
-                let mut inside = Walk { rest: value, version: self.version, flexible: self.flexible };
+                let mut inside = Walk {
+                    rest: value,
+                    version: self.version,
+                    flexible: self.flexible,
+                };
                 inside.field(*kind)?;
                 // The codec reads on from where the value ends, so a wrong length would shift everything behind it.
                 if !inside.rest.is_empty() {
@@ -170,7 +190,11 @@ pub(crate) fn unsigned_varint(bytes: &[u8]) -> Option<(u32, usize)> {
 }
 
 const fn f(kind: Kind, since: i16) -> Field {
-    Field { kind, since, until: i16::MAX }
+    Field {
+        kind,
+        since,
+        until: i16::MAX,
+    }
 }
 
 const fn between(kind: Kind, since: i16, until: i16) -> Field {
@@ -178,7 +202,10 @@ const fn between(kind: Kind, since: i16, until: i16) -> Field {
 }
 
 const fn plain(fields: &'static [Field]) -> Structure {
-    Structure { fields, tagged: &[] }
+    Structure {
+        fields,
+        tagged: &[],
+    }
 }
 
 use Kind::{Blob, Fixed, FixedList, List, Nested, Text};
@@ -243,7 +270,14 @@ pub(crate) static FETCH_REQUEST: Shape = Shape {
                 ])),
                 0,
             ),
-            f(List(&plain(&[between(Text, 0, 12), f(Fixed(16), 13), f(FixedList(4), 0)])), 7),
+            f(
+                List(&plain(&[
+                    between(Text, 0, 12),
+                    f(Fixed(16), 13),
+                    f(FixedList(4), 0),
+                ])),
+                7,
+            ),
             f(Text, 11),
         ],
         tagged: &[(0, Text), (1, Nested(&plain(&[f(Fixed(4 + 8), 0)])))],
@@ -290,7 +324,16 @@ pub(crate) static LIST_OFFSETS_REQUEST: Shape = Shape {
     body: plain(&[
         f(Fixed(4), 0),
         f(Fixed(1), 2),
-        f(List(&plain(&[f(Text, 0), f(List(&plain(&[f(Fixed(4), 0), f(Fixed(4), 4), f(Fixed(8), 0)])), 0)])), 0),
+        f(
+            List(&plain(&[
+                f(Text, 0),
+                f(
+                    List(&plain(&[f(Fixed(4), 0), f(Fixed(4), 4), f(Fixed(8), 0)])),
+                    0,
+                ),
+            ])),
+            0,
+        ),
         f(Fixed(4), 10),
     ]),
 };
@@ -299,7 +342,16 @@ pub(crate) static LIST_OFFSETS_RESPONSE: Shape = Shape {
     flexible_since: 6,
     body: plain(&[
         f(Fixed(4), 2),
-        f(List(&plain(&[f(Text, 0), f(List(&plain(&[f(Fixed(4 + 2 + 8 + 8), 0), f(Fixed(4), 4)])), 0)])), 0),
+        f(
+            List(&plain(&[
+                f(Text, 0),
+                f(
+                    List(&plain(&[f(Fixed(4 + 2 + 8 + 8), 0), f(Fixed(4), 4)])),
+                    0,
+                ),
+            ])),
+            0,
+        ),
     ]),
 };
 
@@ -307,7 +359,15 @@ pub(crate) static METADATA_RESPONSE: Shape = Shape {
     flexible_since: 9,
     body: plain(&[
         f(Fixed(4), 3),
-        f(List(&plain(&[f(Fixed(4), 0), f(Text, 0), f(Fixed(4), 0), f(Text, 1)])), 0),
+        f(
+            List(&plain(&[
+                f(Fixed(4), 0),
+                f(Text, 0),
+                f(Fixed(4), 0),
+                f(Text, 1),
+            ])),
+            0,
+        ),
         f(Text, 2),
         f(Fixed(4), 1),
         f(
@@ -344,20 +404,41 @@ pub(crate) static FIND_COORDINATOR_RESPONSE: Shape = Shape {
         between(Fixed(4), 0, 3),
         between(Text, 0, 3),
         between(Fixed(4), 0, 3),
-        f(List(&plain(&[f(Text, 0), f(Fixed(4), 0), f(Text, 0), f(Fixed(4), 0), f(Fixed(2), 0), f(Text, 0)])), 4),
+        f(
+            List(&plain(&[
+                f(Text, 0),
+                f(Fixed(4), 0),
+                f(Text, 0),
+                f(Fixed(4), 0),
+                f(Fixed(2), 0),
+                f(Text, 0),
+            ])),
+            4,
+        ),
     ]),
 };
 
-pub(crate) static API_VERSIONS_REQUEST: Shape =
-    Shape { flexible_since: 3, body: plain(&[f(Text, 3), f(Text, 3)]) };
+pub(crate) static API_VERSIONS_REQUEST: Shape = Shape {
+    flexible_since: 3,
+    body: plain(&[f(Text, 3), f(Text, 3)]),
+};
 
 static FEATURE: Structure = plain(&[f(Text, 0), f(Fixed(2 + 2), 0)]);
 
 pub(crate) static API_VERSIONS_RESPONSE: Shape = Shape {
     flexible_since: 3,
     body: Structure {
-        fields: &[f(Fixed(2), 0), f(List(&plain(&[f(Fixed(2 + 2 + 2), 0)])), 0), f(Fixed(4), 1)],
-        tagged: &[(0, List(&FEATURE)), (1, Fixed(8)), (2, List(&FEATURE)), (3, Fixed(1))],
+        fields: &[
+            f(Fixed(2), 0),
+            f(List(&plain(&[f(Fixed(2 + 2 + 2), 0)])), 0),
+            f(Fixed(4), 1),
+        ],
+        tagged: &[
+            (0, List(&FEATURE)),
+            (1, Fixed(8)),
+            (2, List(&FEATURE)),
+            (3, Fixed(1)),
+        ],
     },
 };
 
@@ -365,7 +446,16 @@ pub(crate) static OFFSET_FOR_LEADER_EPOCH_REQUEST: Shape = Shape {
     flexible_since: 4,
     body: plain(&[
         f(Fixed(4), 3),
-        f(List(&plain(&[f(Text, 0), f(List(&plain(&[f(Fixed(4), 0), f(Fixed(4), 2), f(Fixed(4), 0)])), 0)])), 0),
+        f(
+            List(&plain(&[
+                f(Text, 0),
+                f(
+                    List(&plain(&[f(Fixed(4), 0), f(Fixed(4), 2), f(Fixed(4), 0)])),
+                    0,
+                ),
+            ])),
+            0,
+        ),
     ]),
 };
 
@@ -373,12 +463,27 @@ pub(crate) static OFFSET_FOR_LEADER_EPOCH_RESPONSE: Shape = Shape {
     flexible_since: 4,
     body: plain(&[
         f(Fixed(4), 2),
-        f(List(&plain(&[f(Text, 0), f(List(&plain(&[f(Fixed(2 + 4), 0), f(Fixed(4), 1), f(Fixed(8), 0)])), 0)])), 0),
+        f(
+            List(&plain(&[
+                f(Text, 0),
+                f(
+                    List(&plain(&[
+                        f(Fixed(2 + 4), 0),
+                        f(Fixed(4), 1),
+                        f(Fixed(8), 0),
+                    ])),
+                    0,
+                ),
+            ])),
+            0,
+        ),
     ]),
 };
 
-pub(crate) static DESCRIBE_CLUSTER_REQUEST: Shape =
-    Shape { flexible_since: 0, body: plain(&[f(Fixed(1), 0), f(Fixed(1), 1), f(Fixed(1), 2)]) };
+pub(crate) static DESCRIBE_CLUSTER_REQUEST: Shape = Shape {
+    flexible_since: 0,
+    body: plain(&[f(Fixed(1), 0), f(Fixed(1), 1), f(Fixed(1), 2)]),
+};
 
 pub(crate) static DESCRIBE_CLUSTER_RESPONSE: Shape = Shape {
     flexible_since: 0,
@@ -388,7 +493,16 @@ pub(crate) static DESCRIBE_CLUSTER_RESPONSE: Shape = Shape {
         f(Fixed(1), 1),
         f(Text, 0),
         f(Fixed(4), 0),
-        f(List(&plain(&[f(Fixed(4), 0), f(Text, 0), f(Fixed(4), 0), f(Text, 0), f(Fixed(1), 2)])), 0),
+        f(
+            List(&plain(&[
+                f(Fixed(4), 0),
+                f(Text, 0),
+                f(Fixed(4), 0),
+                f(Text, 0),
+                f(Fixed(1), 2),
+            ])),
+            0,
+        ),
         f(Fixed(4), 0),
     ]),
 };

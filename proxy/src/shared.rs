@@ -60,6 +60,8 @@ impl Shared {
 
     /// Shows how many nodes have no port.
     pub(crate) fn note_nodes(&self) {
-        self.metrics.nodes_unreachable.set(i64::try_from(self.nodes.unreachable()).unwrap_or(i64::MAX));
+        self.metrics
+            .nodes_unreachable
+            .set(i64::try_from(self.nodes.unreachable()).unwrap_or(i64::MAX));
     }
 }

@@ -48,24 +48,34 @@ impl Topics {
         if version_max < BY_NAME_MIN {
             return Ok(());
         }
-        let stale = |name: &&TopicName| self.by_name.get(*name).is_none_or(|(_, at)| NAME_AGE_MAX <= at.elapsed());
+        let stale = |name: &&TopicName| {
+            self.by_name
+                .get(*name)
+                .is_none_or(|(_, at)| NAME_AGE_MAX <= at.elapsed())
+        };
         // One stale name makes all of them be asked for: one request every five seconds, not one for each name.
         let names: Vec<&TopicName> = names.collect();
         if !names.iter().any(stale) {
             return Ok(());
         }
-        let wanted = names.iter().map(|name| MetadataRequestTopic::default().with_name(Some((*name).clone())));
+        let wanted = names
+            .iter()
+            .map(|name| MetadataRequestTopic::default().with_name(Some((*name).clone())));
         let wanted = wanted.collect();
-        let response = self.ask(wanted, upstream, version_max.min(NEWEST), client_id).await?;
+        let response = self
+            .ask(wanted, upstream, version_max.min(NEWEST), client_id)
+            .await?;
         let now = Instant::now();
-        self.by_name.retain(|_, (_, at)| at.elapsed() < NAME_AGE_MAX);
+        self.by_name
+            .retain(|_, (_, at)| at.elapsed() < NAME_AGE_MAX);
         for name in names {
             self.by_name.insert(name.clone(), (None, now));
         }
         for topic in response.topics {
             if let Some(name) = topic.name {
                 let known = topic.error_code == 0 && !topic.topic_id.is_nil();
-                self.by_name.insert(name, (known.then_some(topic.topic_id), now));
+                self.by_name
+                    .insert(name, (known.then_some(topic.topic_id), now));
             }
         }
         Ok(())
@@ -91,8 +101,13 @@ impl Topics {
         if missing.is_empty() {
             return Ok(());
         }
-        let wanted = missing.iter().map(|id| MetadataRequestTopic::default().with_topic_id(*id)).collect();
-        let response = self.ask(wanted, upstream, version_max.min(NEWEST), client_id).await?;
+        let wanted = missing
+            .iter()
+            .map(|id| MetadataRequestTopic::default().with_topic_id(*id))
+            .collect();
+        let response = self
+            .ask(wanted, upstream, version_max.min(NEWEST), client_id)
+            .await?;
         let now = Instant::now();
         // A client that invents ids must not fill the memory.
         self.by_id.retain(|_, (name, _)| name.is_some());
@@ -115,10 +130,23 @@ impl Topics {
         client_id: Option<&StrBytes>,
     ) -> Result<MetadataResponse, Gone> {
         // No topic may come into being because the proxy asked.
-        let request = MetadataRequest::default().with_topics(Some(topics)).with_allow_auto_topic_creation(false);
-        let response: MetadataResponse =
-            upstream.call(ApiKey::Metadata, version, client_id, &request, &shape::METADATA_RESPONSE).await?;
-        if let Some(cluster) = response.cluster_id.as_deref().and_then(|id| ClusterId::new(id).ok()) {
+        let request = MetadataRequest::default()
+            .with_topics(Some(topics))
+            .with_allow_auto_topic_creation(false);
+        let response: MetadataResponse = upstream
+            .call(
+                ApiKey::Metadata,
+                version,
+                client_id,
+                &request,
+                &shape::METADATA_RESPONSE,
+            )
+            .await?;
+        if let Some(cluster) = response
+            .cluster_id
+            .as_deref()
+            .and_then(|id| ClusterId::new(id).ok())
+        {
             self.cluster = Some(cluster);
         }
         Ok(response)
@@ -136,7 +164,13 @@ impl Topics {
 
     /// Under which key the archive has this partition.
     pub(crate) fn key(&self, id: Uuid, partition: i32) -> Option<PartitionKey> {
-        let incarnation = Incarnation { cluster: self.cluster.clone()?, topic_id: TopicId::from_uuid(id)? };
-        Some(PartitionKey { incarnation, partition: Partition::new(partition)? })
+        let incarnation = Incarnation {
+            cluster: self.cluster.clone()?,
+            topic_id: TopicId::from_uuid(id)?,
+        };
+        Some(PartitionKey {
+            incarnation,
+            partition: Partition::new(partition)?,
+        })
     }
 }

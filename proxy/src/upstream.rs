@@ -126,28 +126,56 @@ pub(crate) fn tune(stream: &TcpStream) -> io::Result<()> {
 pub(crate) fn open(stream: TcpStream, budget: Budget, patience: Patience) -> (Upstream, Replies) {
     let (read, io) = stream.into_split();
     let (sender, pending) = mpsc::channel(IN_FLIGHT_MAX);
-    let upstream = Upstream { io, pending: sender, correlation: 0, patience };
-    (upstream, Replies { frames: FrameReader::new(read), pending, budget, patience })
+    let upstream = Upstream {
+        io,
+        pending: sender,
+        correlation: 0,
+        patience,
+    };
+    (
+        upstream,
+        Replies {
+            frames: FrameReader::new(read),
+            pending,
+            budget,
+            patience,
+        },
+    )
 }
 
 impl Upstream {
     /// Sends a whole request frame (from the API key on) under an id of our own.
     pub(crate) async fn send(&mut self, frame: Bytes) -> Result<Reply, Gone> {
         let (head, reply) = self.register(&frame, frame.len()).await?;
-        write_chunks(&mut self.io, &[head, frame.slice(Prefix::BYTES..)], self.patience.progress).await?;
+        write_chunks(
+            &mut self.io,
+            &[head, frame.slice(Prefix::BYTES..)],
+            self.patience.progress,
+        )
+        .await?;
         Ok(reply)
     }
 
     /// Begins a request frame of `len` bytes that starts with `part`; the rest follows by [`Upstream::go_on`]. Without
     /// `answered` the broker sends no response to it.
-    pub(crate) async fn begin(&mut self, part: Bytes, len: usize, answered: bool) -> Result<Option<Reply>, Gone> {
+    pub(crate) async fn begin(
+        &mut self,
+        part: Bytes,
+        len: usize,
+        answered: bool,
+    ) -> Result<Option<Reply>, Gone> {
         let (head, reply) = if answered {
             let (head, reply) = self.register(&part, len).await?;
             (head, Some(reply))
         } else {
             (self.head(&part, len)?, None)
         };
-        write_chunks(&mut self.io, &[head, part.slice(Prefix::BYTES..)], self.patience.progress).await?;
+        write_chunks(
+            &mut self.io,
+            &[head, part.slice(Prefix::BYTES..)],
+            self.patience.progress,
+        )
+        .await?;
         Ok(reply)
     }
 
@@ -178,14 +206,23 @@ impl Upstream {
         body: &Q,
     ) -> Result<Frame, Gone> {
         let frame = wire::encode_request(key, version, client_id, body)?;
-        self.send(frame.freeze()).await?.await.map_err(|_| Gone::Closed)
+        self.send(frame.freeze())
+            .await?
+            .await
+            .map_err(|_| Gone::Closed)
     }
 
     async fn register(&mut self, part: &[u8], len: usize) -> Result<(Bytes, Reply), Gone> {
         let head = self.head(part, len)?;
         let (reply, receiver) = oneshot::channel();
         // Registered before it is written: the answer can't be there earlier.
-        self.pending.send(Pending { correlation: self.correlation, reply }).await.map_err(|_| Gone::Closed)?;
+        self.pending
+            .send(Pending {
+                correlation: self.correlation,
+                reply,
+            })
+            .await
+            .map_err(|_| Gone::Closed)?;
         Ok((head, receiver))
     }
 
@@ -213,15 +250,32 @@ impl Replies {
 
     async fn receive(&mut self) -> Result<std::convert::Infallible, Gone> {
         // How long a broker may take to answer is the client's business; inside a frame it has to move on.
-        let patience = Patience { idle: Duration::from_secs(u64::from(u32::MAX)), ..self.patience };
+        let patience = Patience {
+            idle: Duration::from_secs(u64::from(u32::MAX)),
+            ..self.patience
+        };
         loop {
             let len = self.frames.length(patience).await.map_err(gone)?;
             let room = self.budget.reserve(len).await;
-            let bytes = self.frames.take(len, patience).await.map_err(gone)?.freeze();
-            let found = bytes.first_chunk::<4>().map(|id| i32::from_be_bytes(*id)).ok_or(Malformed)?;
-            let pending = self.pending.try_recv().map_err(|_| Gone::Unmatched { found, wanted: None })?;
+            let bytes = self
+                .frames
+                .take(len, patience)
+                .await
+                .map_err(gone)?
+                .freeze();
+            let found = bytes
+                .first_chunk::<4>()
+                .map(|id| i32::from_be_bytes(*id))
+                .ok_or(Malformed)?;
+            let pending = self.pending.try_recv().map_err(|_| Gone::Unmatched {
+                found,
+                wanted: None,
+            })?;
             if pending.correlation != found {
-                return Err(Gone::Unmatched { found, wanted: Some(pending.correlation) });
+                return Err(Gone::Unmatched {
+                    found,
+                    wanted: Some(pending.correlation),
+                });
             }
             // Nobody waits any more when the client's request was given up: its answer is dropped.
             let _ = pending.reply.send(Frame { bytes, room });
@@ -233,6 +287,8 @@ fn gone(error: FrameError) -> Gone {
     match error {
         FrameError::Closed => Gone::Closed,
         FrameError::Io(error) => Gone::Io(error),
-        FrameError::Half | FrameError::Idle | FrameError::Tls | FrameError::Length(_) => Gone::Frame(error),
+        FrameError::Half | FrameError::Idle | FrameError::Tls | FrameError::Length(_) => {
+            Gone::Frame(error)
+        }
     }
 }

@@ -27,8 +27,20 @@ pub(crate) struct Reviewed {
     pub(crate) treatment: Treatment,
 }
 
-const fn reviewed(key: i16, name: &'static str, min: i16, max: i16, treatment: Treatment) -> Reviewed {
-    Reviewed { key, name, min, max, treatment }
+const fn reviewed(
+    key: i16,
+    name: &'static str,
+    min: i16,
+    max: i16,
+    treatment: Treatment,
+) -> Reviewed {
+    Reviewed {
+        key,
+        name,
+        min,
+        max,
+        treatment,
+    }
 }
 
 use Treatment::{Answered, Passed, Patched};
@@ -124,7 +136,10 @@ pub(crate) fn find(key: i16, version: i16) -> Option<&'static Reviewed> {
 pub(crate) fn intersect(offered: &[ApiVersion]) -> Vec<ApiVersion> {
     let both = |broker: &ApiVersion| {
         let ours = REVIEWED.iter().find(|api| api.key == broker.api_key)?;
-        let (min, max) = (ours.min.max(broker.min_version), ours.max.min(broker.max_version));
+        let (min, max) = (
+            ours.min.max(broker.min_version),
+            ours.max.min(broker.max_version),
+        );
         (min <= max).then(|| broker.clone().with_min_version(min).with_max_version(max))
     };
     offered.iter().filter_map(both).collect()
@@ -137,13 +152,19 @@ mod tests {
     use super::*;
 
     fn offer(key: i16, min: i16, max: i16) -> ApiVersion {
-        ApiVersion::default().with_api_key(key).with_min_version(min).with_max_version(max)
+        ApiVersion::default()
+            .with_api_key(key)
+            .with_min_version(min)
+            .with_max_version(max)
     }
 
     #[track_caller]
     fn check(offered: (i16, i16, i16), common: Option<(i16, i16)>) {
         let got = intersect(&[offer(offered.0, offered.1, offered.2)]);
-        let got: Vec<_> = got.iter().map(|api| (api.min_version, api.max_version)).collect();
+        let got: Vec<_> = got
+            .iter()
+            .map(|api| (api.min_version, api.max_version))
+            .collect();
         assert_eq!(got, Vec::from_iter(common), "{offered:?}");
     }
 
@@ -160,7 +181,10 @@ mod tests {
 
     #[test]
     fn what_nobody_reviewed_is_hidden() {
-        for key in [4, 5, 6, 7, 27, 52, 53, 54, 55, 56, 58, 59, 62, 63, 64, 67, 70, 73, 80, 81, 82, 83, 87, 99, -1] {
+        for key in [
+            4, 5, 6, 7, 27, 52, 53, 54, 55, 56, 58, 59, 62, 63, 64, 67, 70, 73, 80, 81, 82, 83, 87,
+            99, -1,
+        ] {
             check((key, 0, 0), None);
             assert!(find(key, 0).is_none(), "{key}");
         }
@@ -169,16 +193,47 @@ mod tests {
 
     #[test]
     fn the_list_is_in_order_and_without_repetition() {
-        assert!(REVIEWED.windows(2).all(|pair| (pair[0].key as i16) < pair[1].key));
-        assert!(REVIEWED.iter().all(|api| 0 <= api.min && api.min <= api.max));
+        assert!(REVIEWED.windows(2).all(|pair| pair[0].key < pair[1].key));
+        assert!(
+            REVIEWED
+                .iter()
+                .all(|api| 0 <= api.min && api.min <= api.max)
+        );
     }
 
     #[test]
     fn what_is_decoded_lies_within_the_codec() {
         for api in REVIEWED.iter().filter(|api| api.treatment != Passed) {
-            let codec = ApiKey::try_from(api.key).expect("a key that the codec knows").valid_versions();
+            let codec = ApiKey::try_from(api.key)
+                .expect("a key that the codec knows")
+                .valid_versions();
             // Produce below 3 has no addresses in its response, so it passes undecoded.
-            assert!(api.max <= codec.max && (api.min >= codec.min || api.key == 0), "{:?}", api.key);
+            assert!(
+                api.max <= codec.max && (api.min >= codec.min || api.key == 0),
+                "{:?}",
+                api.key
+            );
+        }
+    }
+
+    #[test]
+    fn the_page_in_docs_says_the_same() {
+        let page = include_str!("../../docs/protocol.md");
+        let rows: Vec<&str> = page
+            .lines()
+            .filter(|line| line.split('|').count() == 7)
+            .skip(2)
+            .collect();
+        assert_eq!(rows.len(), REVIEWED.len());
+        for (row, api) in rows.iter().zip(REVIEWED) {
+            let range = if api.min == api.max {
+                api.min.to_string()
+            } else {
+                format!("{}-{}", api.min, api.max)
+            };
+            let treatment = format!("{:?}", api.treatment).to_lowercase();
+            let start = format!("| {} | {} | {range} | {treatment} |", api.key, api.name);
+            assert!(row.starts_with(&start), "{row} is not {start}");
         }
     }
 }

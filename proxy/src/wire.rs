@@ -52,7 +52,8 @@ pub(crate) fn decode_request<M: Decodable>(
     shape: &Shape,
     mut frame: Bytes,
 ) -> Result<(RequestHeader, M), WireError> {
-    let header = RequestHeader::decode(&mut frame, key.request_header_version(version)).map_err(codec)?;
+    let header =
+        RequestHeader::decode(&mut frame, key.request_header_version(version)).map_err(codec)?;
     shape.check(&frame, version)?;
     Ok((header, M::decode(&mut frame, version).map_err(codec)?))
 }
@@ -69,7 +70,9 @@ pub(crate) fn encode_request<M: Encodable>(
         .with_request_api_version(version)
         .with_client_id(client_id.cloned());
     let mut frame = BytesMut::new();
-    header.encode(&mut frame, key.request_header_version(version)).map_err(codec)?;
+    header
+        .encode(&mut frame, key.request_header_version(version))
+        .map_err(codec)?;
     body.encode(&mut frame, version).map_err(codec)?;
     Ok(frame)
 }
@@ -95,7 +98,8 @@ fn response_body(key: ApiKey, version: i16, frame: &Bytes) -> Result<Bytes, Malf
         (rest, header_bytes) = (&rest[len..], header_bytes + len);
         for _ in 0..tags {
             let (_, tag_len) = crate::shape::unsigned_varint(rest).ok_or(Malformed)?;
-            let (value, value_len) = crate::shape::unsigned_varint(&rest[tag_len..]).ok_or(Malformed)?;
+            let (value, value_len) =
+                crate::shape::unsigned_varint(&rest[tag_len..]).ok_or(Malformed)?;
             let len = tag_len + value_len + value as usize;
             (rest, header_bytes) = (rest.get(len..).ok_or(Malformed)?, header_bytes + len);
         }

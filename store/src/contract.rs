@@ -266,9 +266,10 @@ impl Suite<'_> {
             .collect();
         demand(keys == wanted && folders.is_empty(), || {
             format!(
-                "{} of {} keys are listed, {} folders",
+                "{} of {} keys are listed, without {:?}; {} folders",
                 keys.len(),
                 wanted.len(),
+                wanted.difference(&keys).take(5).collect::<Vec<_>>(),
                 folders.len()
             )
         })?;

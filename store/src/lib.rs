@@ -3,6 +3,10 @@
 //! Every backend keeps the one promise that the archive is built on: of any number of writers racing for a key, at
 //! most one puts it, and what it put stays as it is. Conditional delete, the order of listings and multipart
 //! uploads are not relied on. Neighbours: `everlog-index` and the two services; nothing here knows what it stores.
+//!
+//! What has run where: `file://` and `memory://` as they are; `s3://` against an S3 server, not yet against Amazon's own;
+//! `az://` against the emulator Azurite; `gs://` only against a server of our own that answers as Google documents it.
+//! Neither of the last two has been run against the real service.
 
 mod body;
 mod cloud;

@@ -13,7 +13,8 @@ pub struct StoreOptions {
     /// `s3://`: the bucket's region.
     pub region: Option<String>,
     /// A server other than the provider's own, like `http://127.0.0.1:9000`. S3 also takes it from `AWS_ENDPOINT_URL_S3`,
-    /// `AWS_ENDPOINT_URL` and the profile.
+    /// `AWS_ENDPOINT_URL` and the profile. `az://`: with the account as its path if the server wants it there. `gs://`:
+    /// without TLS no credentials are sent.
     pub endpoint_url: Option<String>,
     /// `s3://`: bucket in the path instead of the host name. `None`: only with an endpoint that is not Amazon's.
     pub path_style: Option<bool>,

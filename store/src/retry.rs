@@ -273,7 +273,7 @@ mod tests {
     fn an_outage_of_a_minute_is_survived_and_soon_over() {
         let check = |silence: u64, unit: &dyn Fn() -> f64| {
             let (minute, silence) = (Duration::from_secs(60), Duration::from_secs(silence));
-            let late = late_after(minute, silence, unit).unwrap();
+            let late = late_after(minute, silence, unit).expect("the trying ended before");
             assert!(
                 late <= silence + Duration::from_secs(5),
                 "{late:?} after {silence:?}"

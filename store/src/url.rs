@@ -56,74 +56,66 @@ impl Location {
                 "s3://bucket/prefix or file:///var/lib/everlog",
             ));
         };
-        let (scheme, example) = match scheme {
-            "s3" => (Scheme::S3, "s3://bucket/prefix"),
-            "gs" => (Scheme::Gs, "gs://bucket/prefix"),
-            "az" => (Scheme::Az, "az://container/prefix"),
+        let bucket = |scheme, example| bucket(scheme, rest).map_err(|it| invalid(it, example));
+        match scheme {
+            "s3" => bucket(Scheme::S3, "s3://bucket/prefix"),
+            "gs" => bucket(Scheme::Gs, "gs://bucket/prefix"),
+            "az" => bucket(Scheme::Az, "az://container/prefix"),
             "file" => {
-                return directory(rest)
-                    .map_err(|problem| invalid(problem, "file:///var/lib/everlog"));
+                directory(rest).map_err(|problem| invalid(problem, "file:///var/lib/everlog"))
             }
-            "memory" if rest.trim_matches('/').is_empty() => return Ok(Location::Memory),
-            "memory" => return Err(invalid("a store in memory has no name", "memory://")),
-            "s3a" | "s3n" => {
-                return Err(invalid(
-                    "the scheme is written differently here",
-                    "s3://bucket/prefix",
-                ));
+            "memory" if rest.trim_matches('/').is_empty() => Ok(Location::Memory),
+            other => {
+                let (problem, example) = unknown(other);
+                Err(invalid(problem, example))
             }
-            "gcs" => {
-                return Err(invalid(
-                    "the scheme is written differently here",
-                    "gs://bucket/prefix",
-                ));
-            }
-            "abfs" | "abfss" | "azure" | "wasb" | "wasbs" => {
-                return Err(invalid(
-                    "the scheme is written differently here",
-                    "az://container/prefix",
-                ));
-            }
-            "http" | "https" => {
-                return Err(invalid(
-                    "a server's address is an option of its own (endpoint URL)",
-                    "s3://bucket/prefix with --s3-endpoint https://host:9000",
-                ));
-            }
-            _ => {
-                return Err(invalid(
-                    "schemes are s3, gs, az, file and memory",
-                    "s3://bucket/prefix or file:///var/lib/everlog",
-                ));
-            }
-        };
-        let invalid = |problem| invalid(problem, example);
-        if rest.contains(['?', '#', '@']) {
-            return Err(invalid("options and credentials do not belong into it"));
         }
-        let (bucket, prefix) = rest.split_once('/').unwrap_or((rest, ""));
-        if bucket.is_empty() {
-            return Err(invalid("the bucket is missing"));
-        }
-        let legal = |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '_' | '-');
-        if !(3..=222).contains(&bucket.len()) || !bucket.chars().all(legal) {
-            return Err(invalid("this is no bucket's name"));
-        }
-        let prefix = prefix.strip_suffix('/').unwrap_or(prefix);
-        if !prefix.is_empty() && Key::new(prefix).is_err() {
-            return Err(invalid(
-                "the prefix may hold A-Z a-z 0-9 . _ - = and single slashes between its parts",
-            ));
-        }
-        if prefix.len() > PREFIX_BYTES_MAX {
-            return Err(invalid("the prefix is longer than 120 bytes"));
-        }
-        Ok(Location::Bucket {
-            scheme,
-            bucket: bucket.to_owned(),
-            prefix: prefix.to_owned(),
-        })
     }
+}
+
+/// What is wrong with a scheme that is none of ours, and what is meant.
+fn unknown(scheme: &str) -> (&'static str, &'static str) {
+    let spelling = "the scheme is written differently here";
+    match scheme {
+        "memory" => ("a store in memory has no name", "memory://"),
+        "s3a" | "s3n" => (spelling, "s3://bucket/prefix"),
+        "gcs" => (spelling, "gs://bucket/prefix"),
+        "abfs" | "abfss" | "azure" | "wasb" | "wasbs" => (spelling, "az://container/prefix"),
+        "http" | "https" => (
+            "a server's address is an option of its own (endpoint URL)",
+            "s3://bucket/prefix with --s3-endpoint https://host:9000",
+        ),
+        _ => (
+            "schemes are s3, gs, az, file and memory",
+            "s3://bucket/prefix or file:///var/lib/everlog",
+        ),
+    }
+}
+
+fn bucket(scheme: Scheme, rest: &str) -> Result<Location, &'static str> {
+    if rest.contains(['?', '#', '@']) {
+        return Err("options and credentials do not belong into it");
+    }
+    let (bucket, prefix) = rest.split_once('/').unwrap_or((rest, ""));
+    if bucket.is_empty() {
+        return Err("the bucket is missing");
+    }
+    let legal = |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '_' | '-');
+    if !(3..=222).contains(&bucket.len()) || !bucket.chars().all(legal) {
+        return Err("this is no bucket's name");
+    }
+    let prefix = prefix.strip_suffix('/').unwrap_or(prefix);
+    if !prefix.is_empty() && Key::new(prefix).is_err() {
+        return Err("the prefix may hold A-Z a-z 0-9 . _ - = and single slashes between its parts");
+    }
+    if prefix.len() > PREFIX_BYTES_MAX {
+        return Err("the prefix is longer than 120 bytes");
+    }
+    Ok(Location::Bucket {
+        scheme,
+        bucket: bucket.to_owned(),
+        prefix: prefix.to_owned(),
+    })
 }
 
 fn directory(rest: &str) -> Result<Location, &'static str> {

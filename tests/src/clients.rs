@@ -262,6 +262,9 @@ enum Running {
 }
 
 impl Follower {
+    /// Goes on until it is stopped: what each client can count to.
+    pub const ENDLESS: u64 = i64::MAX.unsigned_abs();
+
     /// Joins `group`; ends by itself after `count` records. Give each follower of a group the same folder: its lines
     /// are appended.
     pub fn start(

@@ -143,9 +143,10 @@ fn relay(shared: &Shared, mut client: TcpStream) -> Result<()> {
         }
         _ => {}
     }
+    // The whole body first: a server that answers early, because the key is taken, may close before it has read it all.
     let mut body = Vec::new();
+    copy_body(&mut client, &mut body, &already, length, chunked)?;
     if mode == Faults::Hold {
-        copy_body(&mut client, &mut body, &already, length, chunked)?;
         shared.failed.fetch_add(1, Ordering::Relaxed);
         while faults() == Faults::Hold && !shared.stopped.load(Ordering::Relaxed) {
             std::thread::sleep(Duration::from_millis(50));
@@ -153,11 +154,8 @@ fn relay(shared: &Shared, mut client: TcpStream) -> Result<()> {
     }
     let mut server = TcpStream::connect(("127.0.0.1", shared.upstream))?;
     server.write_all(&for_one_request(&head))?;
-    if mode == Faults::Hold {
-        server.write_all(&body)?;
-    } else {
-        copy_body(&mut client, &mut server, &already, length, chunked)?;
-    }
+    // What a server does not want to read any more is its own affair; its answer counts.
+    let _ = server.write_all(&body);
     let lost = matches!(mode, Faults::LoseAnswers(share) if failed(share));
     if lost {
         shared.failed.fetch_add(1, Ordering::Relaxed);

@@ -69,7 +69,7 @@ impl Scene<'_> {
             "orders",
             name,
             &folder,
-            u64::MAX,
+            Follower::ENDLESS,
         )?;
         std::thread::sleep(self.trouble);
         reader.stop()?;
@@ -116,7 +116,7 @@ fn trouble_around_everlog_passes_without_loss() {
                 "orders",
                 client.name(),
                 &case.path(client.name()),
-                u64::MAX,
+                Follower::ENDLESS,
             )?;
             followers.push((client, follower));
         }

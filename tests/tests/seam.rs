@@ -63,7 +63,7 @@ fn groups_cross_the_seam_while_a_producer_goes_on() {
             "orders",
             "witness",
             &case.path("witness"),
-            u64::MAX,
+            Follower::ENDLESS,
         )?;
         let options = EverlogOptions {
             segment_max_bytes: "1MiB".to_owned(),
@@ -106,7 +106,7 @@ fn groups_cross_the_seam_while_a_producer_goes_on() {
                         got < first,
                         "{client:?} read {got} and was to stop within the archived part"
                     );
-                    followers.push((client, start(u64::MAX)?));
+                    followers.push((client, start(Follower::ENDLESS)?));
                 }
                 case.note("all groups go on after a stop in the archived part");
                 let seen = sent.load(Ordering::Relaxed);

@@ -49,7 +49,10 @@ pub(crate) enum What<'a> {
     /// The fetcher has come to the end: everything below `offset` was delivered or holds nothing to deliver.
     End { offset: i64 },
     /// The partition, or without a topic the client, is in trouble.
-    Error { code: RDKafkaErrorCode, text: String },
+    Error {
+        code: RDKafkaErrorCode,
+        text: String,
+    },
 }
 
 /// How long a header's key is.
@@ -80,8 +83,13 @@ unsafe impl Send for Consumer {}
 
 impl Consumer {
     /// A consumer with these properties; it connects and joins nothing before [`Consumer::subscribe`].
-    pub(crate) fn new(properties: &[(String, String)], batch_max: usize) -> Result<Consumer, ArchiverError> {
-        let shared = Box::new(Shared { changes: Mutex::new(Vec::new()) });
+    pub(crate) fn new(
+        properties: &[(String, String)],
+        batch_max: usize,
+    ) -> Result<Consumer, ArchiverError> {
+        let shared = Box::new(Shared {
+            changes: Mutex::new(Vec::new()),
+        });
         // SAFETY: `rd_kafka_new` takes over the configuration if it succeeds; on every other path it is freed here.
         // The opaque pointer stays valid because the box lives as long as the client (see `drop`).
         unsafe {
@@ -97,17 +105,34 @@ impl Consumer {
             rd_kafka_conf_set_log_cb(conf, Some(on_log));
             rd_kafka_conf_set_error_cb(conf, Some(on_error));
             let mut text = [0; 512];
-            let client = rd_kafka_new(rd_kafka_type_t::RD_KAFKA_CONSUMER, conf, text.as_mut_ptr(), text.len());
+            let client = rd_kafka_new(
+                rd_kafka_type_t::RD_KAFKA_CONSUMER,
+                conf,
+                text.as_mut_ptr(),
+                text.len(),
+            );
             let Some(client) = NonNull::new(client) else {
                 rd_kafka_conf_destroy(conf);
-                return Err(ArchiverError::Client { why: super::owned_text(text.as_ptr()) });
+                return Err(ArchiverError::Client {
+                    why: super::owned_text(text.as_ptr()),
+                });
             };
             rd_kafka_poll_set_consumer(client.as_ptr());
             let queue = NonNull::new(rd_kafka_queue_get_consumer(client.as_ptr()))
                 .expect("a consumer with a group id has a consumer queue");
             let known = rd_kafka_version() == HEADER_LAYOUT_VERSION;
-            let key_length = if known { KeyLength::FromLayout } else { KeyLength::UpToNul };
-            Ok(Consumer { client, queue, shared, key_length, batch: vec![ptr::null_mut(); batch_max] })
+            let key_length = if known {
+                KeyLength::FromLayout
+            } else {
+                KeyLength::UpToNul
+            };
+            Ok(Consumer {
+                client,
+                queue,
+                shared,
+                key_length,
+                batch: vec![ptr::null_mut(); batch_max],
+            })
         }
     }
 
@@ -133,7 +158,12 @@ impl Consumer {
         let timeout_ms = c_int::try_from(timeout.as_millis()).unwrap_or(c_int::MAX);
         // SAFETY: queue and array are alive, and the array has room for as many pointers as it says.
         let count = unsafe {
-            rd_kafka_consume_batch_queue(self.queue.as_ptr(), timeout_ms, self.batch.as_mut_ptr(), self.batch.len())
+            rd_kafka_consume_batch_queue(
+                self.queue.as_ptr(),
+                timeout_ms,
+                self.batch.as_mut_ptr(),
+                self.batch.len(),
+            )
         };
         changes(state, self.take_changes());
         let count = usize::try_from(count).unwrap_or(0);
@@ -150,7 +180,15 @@ impl Consumer {
                     before = Some(here);
                 }
                 with_what(message, self.key_length, |what| {
-                    handle(state, Delivery { topic, partition: here.1, same_partition, what });
+                    handle(
+                        state,
+                        Delivery {
+                            topic,
+                            partition: here.1,
+                            same_partition,
+                            what,
+                        },
+                    );
                 });
             }
         }
@@ -164,19 +202,35 @@ impl Consumer {
 
     /// What the group gave and took since the last call, in order.
     pub(crate) fn take_changes(&self) -> Vec<Change> {
-        std::mem::take(&mut *self.shared.changes.lock().expect("the callback does not panic"))
+        std::mem::take(
+            &mut *self
+                .shared
+                .changes
+                .lock()
+                .expect("the callback does not panic"),
+        )
     }
 
     /// Lets the fetcher begin at `offset`. With an epoch, librdkafka first asks the leader whether the log still
     /// reaches this position in that epoch (KIP-320).
-    pub(crate) fn assign(&self, topic: &str, partition: i32, offset: i64, epoch: Option<i32>) -> Result<(), String> {
+    pub(crate) fn assign(
+        &self,
+        topic: &str,
+        partition: i32,
+        offset: i64,
+        epoch: Option<i32>,
+    ) -> Result<(), String> {
         let mut list = List::new();
         list.add(topic, partition, offset, epoch);
         // SAFETY: client and list are alive; the list is copied.
         take_error(unsafe { rd_kafka_incremental_assign(self.client.as_ptr(), list.as_ptr()) })
     }
 
-    /// Takes the partition from the fetcher.
+    /// Takes the partition from the fetcher, for good or until [`Consumer::assign`] says where to go on.
+    ///
+    /// librdkafka's own pause and resume is not for us. It resumes at the position of the application, which the batch
+    /// queue moves one past the offset of an end-of-partition event, so the record that comes there next would be
+    /// skipped without a word. And a pause outlives the assignment: a partition assigned anew would stand still.
     pub(crate) fn unassign(&self, topic: &str, partition: i32) -> Result<(), String> {
         let mut list = List::new();
         list.add(topic, partition, NO_OFFSET, None);
@@ -184,22 +238,13 @@ impl Consumer {
         take_error(unsafe { rd_kafka_incremental_unassign(self.client.as_ptr(), list.as_ptr()) })
     }
 
-    /// Pauses or resumes fetching.
-    pub(crate) fn set_paused(&self, topic: &str, partition: i32, paused: bool) -> Result<(), RDKafkaErrorCode> {
-        let mut list = List::new();
-        list.add(topic, partition, NO_OFFSET, None);
-        // SAFETY: client and list are alive.
-        check(unsafe {
-            if paused {
-                rd_kafka_pause_partitions(self.client.as_ptr(), list.as_ptr())
-            } else {
-                rd_kafka_resume_partitions(self.client.as_ptr(), list.as_ptr())
-            }
-        })
-    }
-
     /// Tells the group, without waiting, that everything below `offset` is archived.
-    pub(crate) fn commit(&self, topic: &str, partition: i32, offset: i64) -> Result<(), RDKafkaErrorCode> {
+    pub(crate) fn commit(
+        &self,
+        topic: &str,
+        partition: i32,
+        offset: i64,
+    ) -> Result<(), RDKafkaErrorCode> {
         let mut list = List::new();
         list.add(topic, partition, offset, None);
         // SAFETY: client and list are alive; the list is copied.
@@ -212,7 +257,13 @@ impl Consumer {
         let (mut low, mut high) = (-1, -1);
         // SAFETY: client, name and both targets are alive.
         let code = unsafe {
-            rd_kafka_get_watermark_offsets(self.client.as_ptr(), name.as_ptr(), partition, &mut low, &mut high)
+            rd_kafka_get_watermark_offsets(
+                self.client.as_ptr(),
+                name.as_ptr(),
+                partition,
+                &mut low,
+                &mut high,
+            )
         };
         (check(code).is_ok() && low >= 0 && high >= 0).then_some((low, high))
     }
@@ -223,7 +274,9 @@ impl Consumer {
         // SAFETY: client and buffer are alive, and the buffer has the size given.
         unsafe {
             let code = rd_kafka_fatal_error(self.client.as_ptr(), text.as_mut_ptr(), text.len());
-            check(code).is_err().then(|| super::owned_text(text.as_ptr()))
+            check(code)
+                .is_err()
+                .then(|| super::owned_text(text.as_ptr()))
         }
     }
 
@@ -252,14 +305,23 @@ impl Drop for Consumer {
 /// # Safety
 /// `conf` is a live configuration.
 unsafe fn set(conf: *mut rd_kafka_conf_t, name: &str, value: &str) -> Result<(), ArchiverError> {
-    let refused = |why: String| ArchiverError::Property { key: name.to_owned(), why };
+    let refused = |why: String| ArchiverError::Property {
+        key: name.to_owned(),
+        why,
+    };
     let (Ok(key), Ok(text)) = (CString::new(name), CString::new(value)) else {
         return Err(refused("contains a NUL character".to_owned()));
     };
     let mut error = [0; 512];
     // SAFETY: all pointers are alive during the call, and the buffer has the size given.
     unsafe {
-        let done = rd_kafka_conf_set(conf, key.as_ptr(), text.as_ptr(), error.as_mut_ptr(), error.len());
+        let done = rd_kafka_conf_set(
+            conf,
+            key.as_ptr(),
+            text.as_ptr(),
+            error.as_mut_ptr(),
+            error.len(),
+        );
         if done == rd_kafka_conf_res_t::RD_KAFKA_CONF_OK {
             Ok(())
         } else {
@@ -276,29 +338,42 @@ unsafe fn topic_name<'a>(topic: *mut rd_kafka_topic_t) -> &'a str {
     }
     // SAFETY: a live handle has a NUL-terminated name that lives as long as it. Kafka's names are ASCII; anything else
     // becomes the empty name, which belongs to no partition of ours.
-    unsafe { CStr::from_ptr(rd_kafka_topic_name(topic)) }.to_str().unwrap_or("")
+    unsafe { CStr::from_ptr(rd_kafka_topic_name(topic)) }
+        .to_str()
+        .unwrap_or("")
 }
 
 /// Reads one message and lends it to `then`.
 ///
 /// # Safety
 /// `message` is alive during the call.
-unsafe fn with_what(message: *mut rd_kafka_message_t, key_length: KeyLength, then: impl FnOnce(What<'_>)) {
+unsafe fn with_what(
+    message: *mut rd_kafka_message_t,
+    key_length: KeyLength,
+    then: impl FnOnce(What<'_>),
+) {
     // SAFETY: the message is alive; whatever is borrowed from it ends with `then`.
     unsafe {
         let raw = &*message;
         match raw.err {
             rd_kafka_resp_err_t::RD_KAFKA_RESP_ERR_NO_ERROR => {}
-            rd_kafka_resp_err_t::RD_KAFKA_RESP_ERR__PARTITION_EOF => return then(What::End { offset: raw.offset }),
+            rd_kafka_resp_err_t::RD_KAFKA_RESP_ERR__PARTITION_EOF => {
+                return then(What::End { offset: raw.offset });
+            }
             code => {
                 let text = super::owned_text(rd_kafka_message_errstr(message));
-                return then(What::Error { code: code.into(), text });
+                return then(What::Error {
+                    code: code.into(),
+                    text,
+                });
             }
         }
         let mut kind = rd_kafka_timestamp_type_t::RD_KAFKA_TIMESTAMP_NOT_AVAILABLE;
         let timestamp_ms = rd_kafka_message_timestamp(message, &mut kind);
         let timestamp_type = match kind {
-            rd_kafka_timestamp_type_t::RD_KAFKA_TIMESTAMP_LOG_APPEND_TIME => TimestampType::LogAppend,
+            rd_kafka_timestamp_type_t::RD_KAFKA_TIMESTAMP_LOG_APPEND_TIME => {
+                TimestampType::LogAppend
+            }
             _ => TimestampType::Create,
         };
         let epoch = rd_kafka_message_leader_epoch(message);
@@ -315,7 +390,10 @@ unsafe fn with_what(message: *mut rd_kafka_message_t, key_length: KeyLength, the
                 };
                 then(What::Record(record, rd_kafka_message_broker_id(message)));
             }
-            Err(code) => then(What::Error { code, text: format!("headers of record {} can't be read", raw.offset) }),
+            Err(code) => then(What::Error {
+                code,
+                text: format!("headers of record {} can't be read", raw.offset),
+            }),
         });
     }
 }
@@ -338,25 +416,38 @@ unsafe fn with_headers(
     loop {
         let (mut name, mut value, mut size) = (ptr::null(), ptr::null(), 0);
         // SAFETY: the list and the three targets are alive. What it returns belongs to the message.
-        let code = unsafe { rd_kafka_header_get_all(list, headers.len(), &mut name, &mut value, &mut size) };
+        let code = unsafe {
+            rd_kafka_header_get_all(list, headers.len(), &mut name, &mut value, &mut size)
+        };
         if code != rd_kafka_resp_err_t::RD_KAFKA_RESP_ERR_NO_ERROR {
             break;
         }
         // SAFETY: name is NUL-terminated, value is null or has `size` bytes; both live as long as the message.
-        unsafe { headers.push(HeaderRef { key: header_key(name, value, key_length), value: bytes(value, size) }) };
+        unsafe {
+            headers.push(HeaderRef {
+                key: header_key(name, value, key_length),
+                value: bytes(value, size),
+            })
+        };
     }
     then(Ok(&headers));
 }
 
 /// # Safety
 /// `name` is NUL-terminated; name and value are one header's, alive for `'a`.
-unsafe fn header_key<'a>(name: *const c_char, value: *const c_void, key_length: KeyLength) -> &'a [u8] {
+unsafe fn header_key<'a>(
+    name: *const c_char,
+    value: *const c_void,
+    key_length: KeyLength,
+) -> &'a [u8] {
     // SAFETY: NUL-terminated as the caller says.
     let up_to_nul = unsafe { CStr::from_ptr(name) }.to_bytes();
     let before_value = value.addr().wrapping_sub(name.addr()).wrapping_sub(1);
     match key_length {
         // A key is at most a record long; anything else would be another layout than the one known.
-        KeyLength::FromLayout if !value.is_null() && (up_to_nul.len()..=1 << 30).contains(&before_value) => {
+        KeyLength::FromLayout
+            if !value.is_null() && (up_to_nul.len()..=1 << 30).contains(&before_value) =>
+        {
             // SAFETY: in this version name, NUL and value are one allocation in this order, so all bytes from the
             // name up to the NUL before the value belong to it.
             unsafe { std::slice::from_raw_parts(name.cast(), before_value) }
@@ -373,7 +464,11 @@ unsafe fn bytes<'a>(data: *const c_void, len: usize) -> Option<&'a [u8]> {
 }
 
 fn check(code: rd_kafka_resp_err_t) -> Result<(), RDKafkaErrorCode> {
-    if code == rd_kafka_resp_err_t::RD_KAFKA_RESP_ERR_NO_ERROR { Ok(()) } else { Err(code.into()) }
+    if code == rd_kafka_resp_err_t::RD_KAFKA_RESP_ERR_NO_ERROR {
+        Ok(())
+    } else {
+        Err(code.into())
+    }
 }
 
 fn take_error(error: *mut rd_kafka_error_t) -> Result<(), String> {
@@ -408,7 +503,9 @@ unsafe extern "C" fn on_rebalance(
         } else {
             let mut current = ptr::null_mut();
             rd_kafka_assignment(client, &mut current);
-            let current = List::from_raw(current).map(|list| list.names()).unwrap_or_default();
+            let current = List::from_raw(current)
+                .map(|list| list.names())
+                .unwrap_or_default();
             for (topic, partition) in concerned.iter().filter(|name| current.contains(name)) {
                 list.add(topic, *partition, NO_OFFSET, None);
             }
@@ -416,13 +513,30 @@ unsafe extern "C" fn on_rebalance(
         }
     };
     if let Err(why) = done {
-        tracing::warn!(why, given, "a change of the assignment was not acknowledged");
+        tracing::warn!(
+            why,
+            given,
+            "a change of the assignment was not acknowledged"
+        );
     }
-    let change = if given { Change::Given(concerned) } else { Change::Taken(concerned) };
-    shared.changes.lock().expect("nobody panics with the lock held").push(change);
+    let change = if given {
+        Change::Given(concerned)
+    } else {
+        Change::Taken(concerned)
+    };
+    shared
+        .changes
+        .lock()
+        .expect("nobody panics with the lock held")
+        .push(change);
 }
 
-unsafe extern "C" fn on_log(_: *const rd_kafka_t, level: c_int, facility: *const c_char, text: *const c_char) {
+unsafe extern "C" fn on_log(
+    _: *const rd_kafka_t,
+    level: c_int,
+    facility: *const c_char,
+    text: *const c_char,
+) {
     // SAFETY: librdkafka passes NUL-terminated strings that live during the call.
     let (facility, text) = unsafe { (super::owned_text(facility), super::owned_text(text)) };
     match level {
@@ -432,8 +546,17 @@ unsafe extern "C" fn on_log(_: *const rd_kafka_t, level: c_int, facility: *const
     }
 }
 
-unsafe extern "C" fn on_error(_: *mut rd_kafka_t, code: c_int, reason: *const c_char, _: *mut c_void) {
+unsafe extern "C" fn on_error(
+    _: *mut rd_kafka_t,
+    code: c_int,
+    reason: *const c_char,
+    _: *mut c_void,
+) {
     // SAFETY: librdkafka passes a NUL-terminated string that lives during the call.
     let reason = unsafe { super::owned_text(reason) };
-    tracing::info!(code, reason, "the connection to the cluster is in trouble, librdkafka retries");
+    tracing::info!(
+        code,
+        reason,
+        "the connection to the cluster is in trouble, librdkafka retries"
+    );
 }

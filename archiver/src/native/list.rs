@@ -4,8 +4,9 @@ use std::ffi::CString;
 use std::ptr::NonNull;
 
 use rdkafka_sys::{
-    rd_kafka_topic_partition_list_add, rd_kafka_topic_partition_list_destroy, rd_kafka_topic_partition_list_new,
-    rd_kafka_topic_partition_list_t, rd_kafka_topic_partition_set_leader_epoch,
+    rd_kafka_topic_partition_list_add, rd_kafka_topic_partition_list_destroy,
+    rd_kafka_topic_partition_list_new, rd_kafka_topic_partition_list_t,
+    rd_kafka_topic_partition_set_leader_epoch,
 };
 
 /// A list that is freed with its owner.
@@ -37,7 +38,8 @@ impl List {
         // SAFETY: the list is ours and alive, the name is copied by the call, and the element it returns is valid
         // until the list is changed or freed: neither happens before the last use.
         unsafe {
-            let element = rd_kafka_topic_partition_list_add(self.as_ptr(), name.as_ptr(), partition);
+            let element =
+                rd_kafka_topic_partition_list_add(self.as_ptr(), name.as_ptr(), partition);
             (*element).offset = offset;
             if let Some(epoch) = epoch {
                 rd_kafka_topic_partition_set_leader_epoch(element, epoch);
@@ -70,11 +72,17 @@ pub(super) unsafe fn names_of(list: *const rd_kafka_topic_partition_list_t) -> V
     // SAFETY: not null and valid; `elems` holds `cnt` elements (null only if there is none).
     let elements = unsafe {
         let count = usize::try_from((*list).cnt).unwrap_or(0);
-        if count == 0 { &[][..] } else { std::slice::from_raw_parts((*list).elems, count) }
+        if count == 0 {
+            &[][..]
+        } else {
+            std::slice::from_raw_parts((*list).elems, count)
+        }
     };
-    elements
-        .iter()
+    let mut names = Vec::with_capacity(elements.len());
+    for element in elements {
         // SAFETY: the topic of an element is a NUL-terminated string owned by the list.
-        .map(|element| (unsafe { super::owned_text(element.topic) }, element.partition))
-        .collect()
+        let topic = unsafe { super::owned_text(element.topic) };
+        names.push((topic, element.partition));
+    }
+    names
 }

@@ -8,7 +8,10 @@
 //! librdkafka hands out header keys as C strings. In the bundled version a header's value lies right behind its key,
 //! so the key's true length is known wherever the value is not null ([`KeyLength`]). A key with an embedded NUL whose
 //! value is null is cut at the NUL: nothing that librdkafka offers shows the rest.
-#![expect(unsafe_code, reason = "librdkafka's C interface; every call says why it is sound")]
+#![expect(
+    unsafe_code,
+    reason = "librdkafka's C interface; every call says why it is sound"
+)]
 
 mod consumer;
 mod describe;
@@ -28,5 +31,7 @@ unsafe fn owned_text(text: *const c_char) -> String {
         return String::new();
     }
     // SAFETY: not null, and the caller vouches for the terminator and the lifetime.
-    unsafe { CStr::from_ptr(text) }.to_string_lossy().into_owned()
+    unsafe { CStr::from_ptr(text) }
+        .to_string_lossy()
+        .into_owned()
 }

@@ -7,7 +7,9 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use everlog_archiver::{Archiver, ArchiverConfig, ArchiverError};
-use everlog_format::{Offset, Partition, PartitionKey, Record, RowGroupReader, Segment, TopicSelection};
+use everlog_format::{
+    Offset, Partition, PartitionKey, Record, RowGroupReader, Segment, TopicSelection,
+};
 use everlog_index::{Archive, ArchiveOptions, Entry, EntryKind, Freshness, Snapshot, TopicInfo};
 use everlog_store::{MemoryStore, Store};
 use prometheus::Registry;
@@ -15,14 +17,14 @@ use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
 /// An archiver that runs.
-pub struct Running {
-    pub registry: Registry,
+pub(crate) struct Running {
+    pub(crate) registry: Registry,
     shutdown: CancellationToken,
     task: JoinHandle<Result<(), ArchiverError>>,
 }
 
 /// Small segments, cut often.
-pub fn config(bootstrap: &str, topics: &[&str], spool: &Path) -> ArchiverConfig {
+pub(crate) fn config(bootstrap: &str, topics: &[&str], spool: &Path) -> ArchiverConfig {
     ArchiverConfig {
         bootstrap_servers: bootstrap.to_owned(),
         kafka_properties: BTreeMap::new(),
@@ -36,62 +38,94 @@ pub fn config(bootstrap: &str, topics: &[&str], spool: &Path) -> ArchiverConfig 
     }
 }
 
-pub fn start(config: ArchiverConfig, archive: &Arc<Archive>) -> Running {
+pub(crate) fn start(config: ArchiverConfig, archive: &Arc<Archive>) -> Running {
     let filter = tracing_subscriber::EnvFilter::from_default_env();
     // An error says that another test of this process has done it.
-    let _ = tracing_subscriber::fmt().with_env_filter(filter).with_test_writer().try_init();
+    let _ = tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_test_writer()
+        .try_init();
     let registry = Registry::new();
     let archiver = Archiver::new(config, Arc::clone(archive), &registry).unwrap();
     let shutdown = CancellationToken::new();
     let task = tokio::spawn(archiver.run(shutdown.clone()));
-    Running { registry, shutdown, task }
+    Running {
+        registry,
+        shutdown,
+        task,
+    }
 }
 
 impl Running {
-    pub async fn stop(self) {
+    pub(crate) async fn stop(self) {
         self.shutdown.cancel();
         self.task.await.unwrap().unwrap();
     }
 
     /// The sum of a metric over its labels.
-    pub fn metric(&self, name: &str) -> f64 {
+    pub(crate) fn metric(&self, name: &str) -> f64 {
         let families = self.registry.gather();
         let family = families.iter().find(|family| family.name() == name);
         let Some(family) = family else { return 0.0 };
-        family.get_metric().iter().map(|metric| metric.get_gauge().get_value() + metric.get_counter().get_value()).sum()
+        family
+            .get_metric()
+            .iter()
+            .map(|metric| metric.get_gauge().get_value() + metric.get_counter().get_value())
+            .sum()
     }
 }
 
-pub async fn memory_archive() -> Arc<Archive> {
+pub(crate) async fn memory_archive() -> Arc<Archive> {
     open_archive(Arc::new(MemoryStore::new())).await
 }
 
-pub async fn open_archive(store: Arc<dyn Store>) -> Arc<Archive> {
-    Archive::open(store, ArchiveOptions { node_cache_dir: None, create: true }).await.unwrap()
+pub(crate) async fn open_archive(store: Arc<dyn Store>) -> Arc<Archive> {
+    Archive::open(
+        store,
+        ArchiveOptions {
+            node_cache_dir: None,
+            create: true,
+        },
+    )
+    .await
+    .unwrap()
 }
 
 /// Waits until `done` says so, and fails after a minute with `what`.
-pub async fn until<F: Future<Output = bool>>(what: &str, mut done: impl FnMut() -> F) {
+pub(crate) async fn until<F: Future<Output = bool>>(what: &str, mut done: impl FnMut() -> F) {
     let start = Instant::now();
     while !done().await {
-        assert!(start.elapsed() < Duration::from_secs(60), "not within a minute: {what}");
+        assert!(
+            start.elapsed() < Duration::from_secs(60),
+            "not within a minute: {what}"
+        );
         tokio::time::sleep(Duration::from_millis(50)).await;
     }
 }
 
 /// The incarnations of a topic by name, in no order.
-pub async fn incarnations(archive: &Arc<Archive>, topic: &str) -> Vec<TopicInfo> {
+pub(crate) async fn incarnations(archive: &Arc<Archive>, topic: &str) -> Vec<TopicInfo> {
     let topics = archive.topics().await.unwrap();
-    topics.into_iter().filter(|info| info.name.as_str() == topic).collect()
+    topics
+        .into_iter()
+        .filter(|info| info.name.as_str() == topic)
+        .collect()
 }
 
-pub async fn snapshot(archive: &Arc<Archive>, info: &TopicInfo, partition: i32) -> Option<Arc<Snapshot>> {
-    let key = PartitionKey { incarnation: info.incarnation.clone(), partition: Partition::new(partition).unwrap() };
+pub(crate) async fn snapshot(
+    archive: &Arc<Archive>,
+    info: &TopicInfo,
+    partition: i32,
+) -> Option<Arc<Snapshot>> {
+    let key = PartitionKey {
+        incarnation: info.incarnation.clone(),
+        partition: Partition::new(partition).unwrap(),
+    };
     archive.snapshot(&key, Freshness::Now).await.unwrap()
 }
 
 /// The archived end of the topic's only incarnation; 0 while there is none.
-pub async fn archived_end(archive: &Arc<Archive>, topic: &str, partition: i32) -> i64 {
+pub(crate) async fn archived_end(archive: &Arc<Archive>, topic: &str, partition: i32) -> i64 {
     let infos = incarnations(archive, topic).await;
     let Some(info) = infos.first() else { return 0 };
     match snapshot(archive, info, partition).await {
@@ -100,7 +134,7 @@ pub async fn archived_end(archive: &Arc<Archive>, topic: &str, partition: i32) -
     }
 }
 
-pub async fn entries(snapshot: &Snapshot) -> Vec<Entry> {
+pub(crate) async fn entries(snapshot: &Snapshot) -> Vec<Entry> {
     let mut all: Vec<Entry> = Vec::new();
     let mut from = snapshot.covered().unwrap().start();
     loop {
@@ -113,13 +147,18 @@ pub async fn entries(snapshot: &Snapshot) -> Vec<Entry> {
 
 /// All records of a partition, in the archive's order; checks that entries touch and that each segment is what its
 /// entry says.
-pub async fn records(archive: &Arc<Archive>, snapshot: &Snapshot) -> Vec<Record> {
+pub(crate) async fn records(archive: &Arc<Archive>, snapshot: &Snapshot) -> Vec<Record> {
     let mut all = Vec::new();
     let mut end: Option<Offset> = None;
     for entry in entries(snapshot).await {
-        assert!(end.is_none_or(|end| end == entry.range.start()), "{entry:?} does not start at {end:?}");
+        assert!(
+            end.is_none_or(|end| end == entry.range.start()),
+            "{entry:?} does not start at {end:?}"
+        );
         end = Some(entry.range.end());
-        let EntryKind::Data(data) = &entry.kind else { continue };
+        let EntryKind::Data(data) = &entry.kind else {
+            continue;
+        };
         let key = snapshot.segment_key(entry.range, data);
         let bytes = archive.store().get(&key).await.unwrap();
         assert_eq!(everlog_format::Hash::of(&bytes), data.hash);
@@ -128,7 +167,8 @@ pub async fn records(archive: &Arc<Archive>, snapshot: &Snapshot) -> Vec<Record>
         assert_eq!(segment.range(), entry.range);
         let before = all.len();
         for (index, group) in segment.row_groups().iter().enumerate() {
-            let range = usize::try_from(group.bytes.start).unwrap()..usize::try_from(group.bytes.end).unwrap();
+            let range = usize::try_from(group.bytes.start).unwrap()
+                ..usize::try_from(group.bytes.end).unwrap();
             let mut reader = RowGroupReader::new(&segment, index, bytes.slice(range)).unwrap();
             while let Some(slice) = reader.next_slice(1 << 20).unwrap() {
                 all.extend(slice.to_records());
@@ -138,6 +178,9 @@ pub async fn records(archive: &Arc<Archive>, snapshot: &Snapshot) -> Vec<Record>
         let inside = |record: &Record| entry.range.contains(Offset::new(record.offset).unwrap());
         assert!(all[before..].iter().all(inside));
     }
-    assert!(all.is_sorted_by(|a, b| a.offset < b.offset), "a record is twice or out of order");
+    assert!(
+        all.is_sorted_by(|a, b| a.offset < b.offset),
+        "a record is twice or out of order"
+    );
     all
 }

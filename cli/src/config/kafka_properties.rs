@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use everlog_archiver::REFUSED_PROPERTIES;
 use rdkafka::ClientConfig;
 use rdkafka::error::KafkaError;
+use rdkafka::types::RDKafkaConfRes;
 
 use super::layers::Raw;
 use super::problem::{Problem, suggestion};
@@ -58,11 +59,31 @@ const COMMON: &[&str] = &[
 
 /// Whether librdkafka knows a property of this name.
 pub(crate) fn exists(name: &str) -> bool {
-    // Callbacks are properties too, but not ones with a text: `get` knows only those that can be written down.
-    ClientConfig::new()
-        .create_native_config()
-        .and_then(|config| config.get(name))
-        .is_ok()
+    // Asking for its value would not do: a property without one seems not to be there.
+    !matches!(refusal(name, "1"), Some(Refusal::Unknown))
+}
+
+/// What librdkafka says to a property.
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum Refusal {
+    Unknown,
+    NotBuilt,
+    /// Its words, which quote the value.
+    Value(String),
+}
+
+fn refusal(name: &str, value: &str) -> Option<Refusal> {
+    match ClientConfig::new().set(name, value).create_native_config() {
+        Ok(_) => None,
+        Err(KafkaError::ClientConfig(RDKafkaConfRes::RD_KAFKA_CONF_UNKNOWN, ..)) => {
+            Some(Refusal::Unknown)
+        }
+        Err(KafkaError::ClientConfig(_, why, ..)) if why.contains("in this build") => {
+            Some(Refusal::NotBuilt)
+        }
+        Err(KafkaError::ClientConfig(_, why, ..)) => Some(Refusal::Value(why)),
+        Err(err) => Some(Refusal::Value(err.to_string())),
+    }
 }
 
 /// Tries every property by itself.
@@ -90,25 +111,23 @@ fn complaint(name: &str, value: &str) -> Option<String> {
     if value.contains('\0') {
         return Some(format!("the value of `{name}` holds a NUL byte"));
     }
-    let why = match ClientConfig::new().set(name, value).create_native_config() {
-        Ok(_) => return None,
-        Err(KafkaError::ClientConfig(_, why, _, _)) => why,
-        Err(err) => err.to_string(),
-    };
-    Some(if why.contains("in this build") {
-        format!("librdkafka was built without `{name}`")
-    } else if !exists(name) {
-        let there = COMMON.iter().copied().filter(|name| exists(name));
-        format!(
-            "librdkafka has no property `{name}`{}",
-            suggestion(name, there)
-        )
-    } else if is_secret_key(name) {
-        // librdkafka's text quotes the value.
-        format!("librdkafka refuses the value of `{name}`")
-    } else {
-        format!("librdkafka refuses `{name}` = {value:?}: {why}")
-    })
+    match refusal(name, value)? {
+        Refusal::NotBuilt => Some(format!("librdkafka was built without `{name}`")),
+        Refusal::Unknown => {
+            let there = COMMON
+                .iter()
+                .copied()
+                .filter(|name| refusal(name, "1") != Some(Refusal::NotBuilt));
+            Some(format!(
+                "librdkafka has no property `{name}`{}",
+                suggestion(name, there)
+            ))
+        }
+        Refusal::Value(_) if is_secret_key(name) => {
+            Some(format!("librdkafka refuses the value of `{name}`"))
+        }
+        Refusal::Value(why) => Some(format!("librdkafka refuses `{name}` = {value:?}: {why}")),
+    }
 }
 
 #[cfg(test)]
@@ -118,6 +137,7 @@ mod tests {
     #[test]
     fn librdkafka_itself_says_what_it_knows() {
         assert!(exists("security.protocol"));
+        assert!(exists("sasl.password"), "a property without a default");
         assert!(!exists("security.protocoll"));
         assert_eq!(complaint("security.protocol", "SASL_SSL"), None);
         assert_eq!(complaint("sasl.password", "hunter2"), None);

@@ -92,16 +92,6 @@ pub(crate) fn display_size(bytes: u64) -> String {
     }
 }
 
-/// The duration with the largest unit that divides it.
-pub(crate) fn display_duration(duration: Duration) -> String {
-    let ms = u64::try_from(duration.as_millis()).unwrap_or(u64::MAX);
-    let fits = |(_, factor): &&(&str, u64)| ms >= *factor && ms.is_multiple_of(*factor);
-    match DURATION_UNITS.iter().rev().find(fits) {
-        Some((unit, factor)) => format!("{}{unit}", ms / factor),
-        None => format!("{ms}ms"),
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -132,13 +122,6 @@ mod tests {
         for bytes in [0, 1, 1023, 1 << 20, 3 << 29, (1 << 30) + 1] {
             assert_eq!(parse_size(&display_size(bytes)), Ok(bytes));
         }
-        for ms in [1, 999, 1_000, 60_000, 5_400_000, 86_400_000] {
-            assert_eq!(
-                parse_duration(&display_duration(Duration::from_millis(ms))),
-                Ok(Duration::from_millis(ms))
-            );
-        }
         assert_eq!(display_size(512 << 20), "512MiB");
-        assert_eq!(display_duration(Duration::from_secs(600)), "10m");
     }
 }

@@ -90,7 +90,7 @@ impl SimStore {
                 Put::Refused
             });
         }
-        match state.rng.random_range(0..6) {
+        match state.rng.random_range(0..8) {
             // Not carried out.
             0 => Err(away(&what)),
             // Carried out, the answer lost.
@@ -106,7 +106,7 @@ impl SimStore {
             // A conflict with a rival whose own put then fails.
             3 => Ok(Put::Refused),
             // Still on its way when the answer is given up.
-            4 => {
+            4..=6 => {
                 state.delayed.push(put);
                 Err(away(&what))
             }

@@ -76,23 +76,34 @@ fn skip_string(frame: &[u8], at: &mut usize) -> Result<(), Short> {
 
 fn varint(frame: &[u8], at: &mut usize) -> Result<u32, Short> {
     let rest = frame.get(*at..).ok_or(Short::Unread)?;
-    let (value, len) =
-        unsigned_varint(rest).ok_or(if rest.len() < 5 { Short::Unread } else { Short::Malformed })?;
+    let (value, len) = unsigned_varint(rest).ok_or(if rest.len() < 5 {
+        Short::Unread
+    } else {
+        Short::Malformed
+    })?;
     *at += len;
     Ok(value)
 }
 
 /// Puts our addresses in the place of the brokers'.
-pub(crate) fn patch(version: i16, correlation: i32, frame: &Bytes, nodes: &Nodes) -> Result<Option<Bytes>, WireError> {
+pub(crate) fn patch(
+    version: i16,
+    correlation: i32,
+    frame: &Bytes,
+    nodes: &Nodes,
+) -> Result<Option<Bytes>, WireError> {
     if version < 10 {
         return Ok(None);
     }
-    let mut response: ProduceResponse = wire::decode_response(KEY, version, &shape::PRODUCE_RESPONSE, frame)?;
+    let mut response: ProduceResponse =
+        wire::decode_response(KEY, version, &shape::PRODUCE_RESPONSE, frame)?;
     if response.node_endpoints.is_empty() {
         return Ok(None);
     }
     response.node_endpoints.retain_mut(|node| {
-        let Some((host, port)) = nodes.advertised(node.node_id.0, &node.host, node.port) else { return false };
+        let Some((host, port)) = nodes.advertised(node.node_id.0, &node.host, node.port) else {
+            return false;
+        };
         (node.host, node.port) = (host, port);
         true
     });
@@ -111,20 +122,35 @@ mod tests {
         let long = StrBytes::from_string("t".repeat(128));
         for version in 3..=13 {
             for (acks_sent, wanted) in [(0, Acks::None), (1, Acks::Some), (-1, Acks::Some)] {
-                for id in [None, Some(StrBytes::from_static_str("t")), Some(long.clone())] {
-                    for client in [None, Some(StrBytes::from_static_str("")), Some(long.clone())] {
+                for id in [
+                    None,
+                    Some(StrBytes::from_static_str("t")),
+                    Some(long.clone()),
+                ] {
+                    for client in [
+                        None,
+                        Some(StrBytes::from_static_str("")),
+                        Some(long.clone()),
+                    ] {
                         let request = ProduceRequest::default()
                             .with_acks(acks_sent)
                             .with_timeout_ms(30_000)
                             .with_transactional_id(id.clone().map(Into::into));
-                        let header = RequestHeader::default().with_request_api_version(version).with_client_id(client);
+                        let header = RequestHeader::default()
+                            .with_request_api_version(version)
+                            .with_client_id(client);
                         let mut frame = bytes::BytesMut::new();
-                        header.encode(&mut frame, KEY.request_header_version(version)).expect("encodable");
+                        header
+                            .encode(&mut frame, KEY.request_header_version(version))
+                            .expect("encodable");
                         request.encode(&mut frame, version).expect("encodable");
                         assert_eq!(acks(version, &frame), wanted, "version {version} {id:?}");
                         for len in Prefix::BYTES..frame.len() {
                             let early = acks(version, &frame[..len]);
-                            assert!(early == Acks::Unread || early == wanted, "version {version} cut to {len}");
+                            assert!(
+                                early == Acks::Unread || early == wanted,
+                                "version {version} cut to {len}"
+                            );
                         }
                     }
                 }

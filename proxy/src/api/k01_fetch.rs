@@ -57,7 +57,11 @@ enum Session {
 impl Session {
     fn of(request: &FetchRequest) -> Session {
         // Epoch 0 asks for a new session, -1 for none (and closes the one named): both name all partitions.
-        if request.session_id != 0 && 0 < request.session_epoch { Session::Unknown } else { Session::Full }
+        if request.session_id != 0 && 0 < request.session_epoch {
+            Session::Unknown
+        } else {
+            Session::Full
+        }
     }
 }
 
@@ -69,12 +73,21 @@ pub(crate) async fn answer(
 ) -> Result<Answer, Failed> {
     let version = prefix.version;
     let (header, request): (_, FetchRequest) =
-        wire::decode_request(KEY, version, &shape::FETCH_REQUEST, frame).map_err(Failed::Request)?;
+        wire::decode_request(KEY, version, &shape::FETCH_REQUEST, frame)
+            .map_err(Failed::Request)?;
     conversation.client_id = header.client_id;
-    let replica = if version >= 15 { request.replica_state.replica_id } else { request.replica_id };
+    let replica = if version >= 15 {
+        request.replica_state.replica_id
+    } else {
+        request.replica_id
+    };
     if replica.0 != CONSUMER {
         // A follower that could read the archive would take it for its leader's log.
-        return if version < 7 { Err(Failed::Follower) } else { refuse(prefix, ResponseError::InvalidRequest) };
+        return if version < 7 {
+            Err(Failed::Follower)
+        } else {
+            refuse(prefix, ResponseError::InvalidRequest)
+        };
     }
     if Session::of(&request) == Session::Unknown {
         return refuse(prefix, ResponseError::FetchSessionIdNotFound);
@@ -83,7 +96,11 @@ pub(crate) async fn answer(
     let mut fetch = Fetch::new(conversation, prefix, request, wanted);
     fetch.learn_marks().await?;
     fetch.plan();
-    if fetch.wanted.iter().any(Wanted::is_archived) { fetch.serve_mixed().await } else { fetch.serve_live().await }
+    if fetch.wanted.iter().any(Wanted::is_archived) {
+        fetch.serve_mixed().await
+    } else {
+        fetch.serve_live().await
+    }
 }
 
 fn refuse(prefix: Prefix, error: ResponseError) -> Result<Answer, Failed> {
@@ -121,16 +138,29 @@ impl<'a> Fetch<'a> {
         wanted: Vec<Wanted>,
     ) -> Fetch<'a> {
         let wait = Duration::from_millis(u64::try_from(request.max_wait_ms).unwrap_or(0));
-        let max_bytes = usize::try_from(request.max_bytes).unwrap_or(0).min(conversation.shared.fetch_bytes_max);
-        Fetch { conversation, prefix, request, wanted, deadline: Instant::now() + wait.max(WAIT_MIN), max_bytes }
+        let max_bytes = usize::try_from(request.max_bytes)
+            .unwrap_or(0)
+            .min(conversation.shared.fetch_bytes_max);
+        Fetch {
+            conversation,
+            prefix,
+            request,
+            wanted,
+            deadline: Instant::now() + wait.max(WAIT_MIN),
+            max_bytes,
+        }
     }
 
     /// Sends `request` upstream and sorts the answer by what was wanted.
     async fn round(&mut self, request: &FetchRequest) -> Result<Round, Gone> {
         let (version, client_id) = (self.prefix.version, self.conversation.client_id.clone());
-        let Frame { bytes, room } =
-            self.conversation.upstream.ask(KEY, version, client_id.as_ref(), request).await?;
-        let response: FetchResponse = wire::decode_response(KEY, version, &shape::FETCH_RESPONSE, &bytes)?;
+        let Frame { bytes, room } = self
+            .conversation
+            .upstream
+            .ask(KEY, version, client_id.as_ref(), request)
+            .await?;
+        let response: FetchResponse =
+            wire::decode_response(KEY, version, &shape::FETCH_RESPONSE, &bytes)?;
         // Throttled, a broker names no partition at all (KIP-219).
         let nothing_said = response.responses.is_empty() && !self.wanted.is_empty();
         if response.error_code != 0 || nothing_said {
@@ -144,7 +174,8 @@ impl<'a> Fetch<'a> {
         response.session_id = 0;
         let nodes = &self.conversation.shared.nodes;
         answer::replace_addresses(&mut response.node_endpoints, nodes);
-        let frame = wire::encode_response(KEY, self.prefix.version, self.prefix.correlation, &response);
+        let frame =
+            wire::encode_response(KEY, self.prefix.version, self.prefix.correlation, &response);
         Ok(frame.map_err(Gone::from)?.into())
     }
 
@@ -154,9 +185,17 @@ impl<'a> Fetch<'a> {
             wanted.finish(part);
         }
         answer::replace_addresses(&mut parts.node_endpoints, &self.conversation.shared.nodes);
-        let replayed: usize =
-            parts.parts.iter().filter(|part| part.served == Served::Archive).map(|part| part.bytes()).sum();
-        self.conversation.shared.metrics.replayed_bytes.inc_by(replayed as u64);
+        let replayed: usize = parts
+            .parts
+            .iter()
+            .filter(|part| part.served == Served::Archive)
+            .map(|part| part.bytes())
+            .sum();
+        self.conversation
+            .shared
+            .metrics
+            .replayed_bytes
+            .inc_by(replayed as u64);
         self.conversation.fetches.account.served(replayed);
         answer::encode(self.prefix, &self.wanted, parts)
     }

@@ -52,51 +52,87 @@ pub(crate) async fn answer(
 ) -> Result<Answer, Failed> {
     let version = prefix.version;
     let (header, request): (_, ListOffsetsRequest) =
-        wire::decode_request(KEY, version, &shape::LIST_OFFSETS_REQUEST, frame.clone()).map_err(Failed::Request)?;
+        wire::decode_request(KEY, version, &shape::LIST_OFFSETS_REQUEST, frame.clone())
+            .map_err(Failed::Request)?;
     conversation.client_id = header.client_id;
     let reply = conversation.upstream.send(frame).await?;
     let Frame { bytes, room } = reply.await.map_err(|_| Gone::Closed)?;
     let mut response: ListOffsetsResponse =
-        wire::decode_response(KEY, version, &shape::LIST_OFFSETS_RESPONSE, &bytes).map_err(Gone::from)?;
+        wire::decode_response(KEY, version, &shape::LIST_OFFSETS_RESPONSE, &bytes)
+            .map_err(Gone::from)?;
     let searches = searches(conversation, &request).await?;
     let limit = match u64::try_from(request.timeout_ms) {
         Ok(limit) if version >= 10 && limit > 0 => Duration::from_millis(limit).min(LIMIT_MAX),
         _ => LIMIT_MAX,
     };
     if !searches.is_empty() {
-        merge_all(&conversation.shared.history, &searches, &mut response, version, limit).await;
+        merge_all(
+            &conversation.shared.history,
+            &searches,
+            &mut response,
+            version,
+            limit,
+        )
+        .await;
     }
-    let encoded = wire::encode_response(KEY, version, prefix.correlation, &response).map_err(Gone::from)?;
-    Ok(Answer { chunks: vec![encoded], room })
+    let encoded =
+        wire::encode_response(KEY, version, prefix.correlation, &response).map_err(Gone::from)?;
+    Ok(Answer {
+        chunks: vec![encoded],
+        room,
+    })
 }
 
 /// What is asked of partitions that may have an archive.
 type Searches = HashMap<(TopicName, i32), (i64, Chain)>;
 
-async fn searches(conversation: &mut Conversation, request: &ListOffsetsRequest) -> Result<Searches, Gone> {
+async fn searches(
+    conversation: &mut Conversation,
+    request: &ListOffsetsRequest,
+) -> Result<Searches, Gone> {
     let mut found = HashMap::new();
     // A follower asks for its own purposes.
     if request.replica_id.0 >= 0 {
         return Ok(found);
     }
     let shared = Arc::clone(&conversation.shared);
-    let archive_knows = |question: i64| question == EARLIEST || question == MAX_TIMESTAMP || question >= 0;
-    let asks = |partitions: &[kafka_protocol::messages::list_offsets_request::ListOffsetsPartition]| {
-        partitions.iter().any(|partition| archive_knows(partition.timestamp))
-    };
-    let topics = request.topics.iter().filter(|topic| asks(&topic.partitions) && shared.history.selects(&topic.name));
+    let archive_knows =
+        |question: i64| question == EARLIEST || question == MAX_TIMESTAMP || question >= 0;
+    let asks =
+        |partitions: &[kafka_protocol::messages::list_offsets_request::ListOffsetsPartition]| {
+            partitions
+                .iter()
+                .any(|partition| archive_knows(partition.timestamp))
+        };
+    let topics = request
+        .topics
+        .iter()
+        .filter(|topic| asks(&topic.partitions) && shared.history.selects(&topic.name));
     let topics: Vec<_> = topics.collect();
     if topics.is_empty() {
         return Ok(found);
     }
-    conversation.learn_ids(topics.iter().map(|topic| &topic.name)).await?;
+    conversation
+        .learn_ids(topics.iter().map(|topic| &topic.name))
+        .await?;
     for topic in topics {
-        let Some(id) = conversation.topics.id(&topic.name) else { continue };
-        for partition in topic.partitions.iter().filter(|partition| archive_knows(partition.timestamp)) {
-            let Some(key) = conversation.topics.key(id, partition.partition_index) else { continue };
+        let Some(id) = conversation.topics.id(&topic.name) else {
+            continue;
+        };
+        for partition in topic
+            .partitions
+            .iter()
+            .filter(|partition| archive_knows(partition.timestamp))
+        {
+            let Some(key) = conversation.topics.key(id, partition.partition_index) else {
+                continue;
+            };
             let chain = shared.history.chain(&key, FRESH).await;
             if !matches!(chain, Chain::None) {
-                found.insert((topic.name.clone(), partition.partition_index), (partition.timestamp, chain));
+                found.insert(
+                    (topic.name.clone(), partition.partition_index),
+                    (partition.timestamp, chain),
+                );
             }
         }
     }
@@ -143,17 +179,32 @@ async fn search(
 ) -> Result<Option<TimestampHit>, HistoryError> {
     match question {
         EARLIEST => {
-            let Some(covered) = snapshot.covered() else { return Ok(None) };
+            let Some(covered) = snapshot.covered() else {
+                return Ok(None);
+            };
             let leader_epoch = history.epoch_at(snapshot, covered.start(), limit).await?;
-            Ok(Some(TimestampHit { offset: covered.start(), timestamp_ms: -1, leader_epoch }))
+            Ok(Some(TimestampHit {
+                offset: covered.start(),
+                timestamp_ms: -1,
+                leader_epoch,
+            }))
         }
         MAX_TIMESTAMP => history.max_timestamp(snapshot, limit).await,
-        timestamp => history.offset_for_timestamp(snapshot, timestamp, limit).await,
+        timestamp => {
+            history
+                .offset_for_timestamp(snapshot, timestamp, limit)
+                .await
+        }
     }
 }
 
 /// Puts the archive's answer in the place of the cluster's where it is the right one.
-fn merge(live: &mut ListOffsetsPartitionResponse, question: i64, archived: Option<TimestampHit>, version: i16) {
+fn merge(
+    live: &mut ListOffsetsPartitionResponse,
+    question: i64,
+    archived: Option<TimestampHit>,
+    version: i16,
+) {
     let Some(archived) = archived else { return };
     let offset = archived.offset.get();
     let better = match question {
@@ -167,7 +218,11 @@ fn merge(live: &mut ListOffsetsPartitionResponse, question: i64, archived: Optio
         live.offset = offset;
         live.timestamp = archived.timestamp_ms;
         // Versions before 4 have no field for it.
-        live.leader_epoch = if version >= 4 { archived.leader_epoch.unwrap_or(-1) } else { -1 };
+        live.leader_epoch = if version >= 4 {
+            archived.leader_epoch.unwrap_or(-1)
+        } else {
+            -1
+        };
     }
 }
 
@@ -185,14 +240,20 @@ mod tests {
     /// (offset, timestamp) on both sides and of the answer; -1 is none.
     #[track_caller]
     fn check(question: i64, live: (i64, i64), archived: Option<(i64, i64)>, answer: (i64, i64)) {
-        let mut merged = ListOffsetsPartitionResponse::default().with_offset(live.0).with_timestamp(live.1);
+        let mut merged = ListOffsetsPartitionResponse::default()
+            .with_offset(live.0)
+            .with_timestamp(live.1);
         let hit = archived.map(|(offset, timestamp_ms)| TimestampHit {
             offset: Offset::new(offset).expect("not negative"),
             timestamp_ms,
             leader_epoch: Some(3),
         });
         merge(&mut merged, question, hit, 7);
-        assert_eq!((merged.offset, merged.timestamp), answer, "question {question}");
+        assert_eq!(
+            (merged.offset, merged.timestamp),
+            answer,
+            "question {question}"
+        );
     }
 
     #[test]

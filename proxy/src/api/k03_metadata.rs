@@ -14,10 +14,19 @@ use crate::wire::{self, WireError};
 const KEY: ApiKey = ApiKey::Metadata;
 
 /// Puts our addresses in the place of the brokers'.
-pub(crate) fn patch(version: i16, correlation: i32, frame: &Bytes, nodes: &Nodes) -> Result<Option<Bytes>, WireError> {
-    let mut response: MetadataResponse = wire::decode_response(KEY, version, &shape::METADATA_RESPONSE, frame)?;
+pub(crate) fn patch(
+    version: i16,
+    correlation: i32,
+    frame: &Bytes,
+    nodes: &Nodes,
+) -> Result<Option<Bytes>, WireError> {
+    let mut response: MetadataResponse =
+        wire::decode_response(KEY, version, &shape::METADATA_RESPONSE, frame)?;
     response.brokers.retain_mut(|broker| {
-        let Some((host, port)) = nodes.advertised(broker.node_id.0, &broker.host, broker.port) else { return false };
+        let Some((host, port)) = nodes.advertised(broker.node_id.0, &broker.host, broker.port)
+        else {
+            return false;
+        };
         (broker.host, broker.port) = (host, port);
         true
     });
@@ -29,7 +38,11 @@ pub(crate) fn brokers(response: &MetadataResponse) -> Vec<Broker> {
     let usable = |broker: &kafka_protocol::messages::metadata_response::MetadataResponseBroker| {
         let port = u16::try_from(broker.port).ok()?;
         let known = broker.node_id.0 >= 0 && !broker.host.is_empty();
-        known.then(|| Broker { id: broker.node_id.0, host: broker.host.to_string(), port })
+        known.then(|| Broker {
+            id: broker.node_id.0,
+            host: broker.host.to_string(),
+            port,
+        })
     };
     response.brokers.iter().filter_map(usable).collect()
 }

@@ -15,15 +15,32 @@ use crate::wire::{self, WireError};
 const KEY: ApiKey = ApiKey::FindCoordinator;
 
 /// Puts our addresses in the place of the brokers'.
-pub(crate) fn patch(version: i16, correlation: i32, frame: &Bytes, nodes: &Nodes) -> Result<Option<Bytes>, WireError> {
+pub(crate) fn patch(
+    version: i16,
+    correlation: i32,
+    frame: &Bytes,
+    nodes: &Nodes,
+) -> Result<Option<Bytes>, WireError> {
     let mut response: FindCoordinatorResponse =
         wire::decode_response(KEY, version, &shape::FIND_COORDINATOR_RESPONSE, frame)?;
     if version <= 3 {
         let response = &mut response;
-        replace(nodes, &mut response.node_id.0, &mut response.host, &mut response.port, &mut response.error_code);
+        replace(
+            nodes,
+            &mut response.node_id.0,
+            &mut response.host,
+            &mut response.port,
+            &mut response.error_code,
+        );
     }
     for one in &mut response.coordinators {
-        replace(nodes, &mut one.node_id.0, &mut one.host, &mut one.port, &mut one.error_code);
+        replace(
+            nodes,
+            &mut one.node_id.0,
+            &mut one.host,
+            &mut one.port,
+            &mut one.error_code,
+        );
     }
     wire::encode_response(KEY, version, correlation, &response).map(Some)
 }

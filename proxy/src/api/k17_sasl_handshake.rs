@@ -10,6 +10,7 @@ use crate::wire::{self, WireError};
 
 /// The refusal of version 0.
 pub(crate) fn refuse(correlation: i32) -> Result<Bytes, WireError> {
-    let response = SaslHandshakeResponse::default().with_error_code(ResponseError::UnsupportedVersion.code());
+    let response =
+        SaslHandshakeResponse::default().with_error_code(ResponseError::UnsupportedVersion.code());
     wire::encode_response(ApiKey::SaslHandshake, 0, correlation, &response)
 }

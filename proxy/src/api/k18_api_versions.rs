@@ -22,7 +22,14 @@ const NEWEST: i16 = 4;
 
 /// The answer to a version that is newer than ours.
 pub(crate) fn too_high(correlation: i32) -> Result<Bytes, WireError> {
-    let ours = ApiVersion::default().with_api_key(KEY as i16).with_min_version(0).with_max_version(NEWEST);
+    unsupported(correlation, NEWEST)
+}
+
+fn unsupported(correlation: i32, newest: i16) -> Result<Bytes, WireError> {
+    let ours = ApiVersion::default()
+        .with_api_key(KEY as i16)
+        .with_min_version(0)
+        .with_max_version(newest);
     let response = ApiVersionsResponse::default()
         .with_error_code(ResponseError::UnsupportedVersion.code())
         .with_api_keys(vec![ours]);
@@ -37,12 +44,25 @@ pub(crate) async fn answer(
 ) -> Result<Answer, Failed> {
     let version = prefix.version;
     let (header, _): (_, ApiVersionsRequest) =
-        wire::decode_request(KEY, version, &shape::API_VERSIONS_REQUEST, frame.clone()).map_err(Failed::Request)?;
+        wire::decode_request(KEY, version, &shape::API_VERSIONS_REQUEST, frame.clone())
+            .map_err(Failed::Request)?;
     conversation.client_id = header.client_id;
-    let reply = conversation.upstream.send(frame).await?.await.map_err(|_| Gone::Closed)?;
-    // A broker that knows less answers in the encoding of version 0, whatever was asked.
-    let refused = reply.bytes.get(4..6) == Some(ResponseError::UnsupportedVersion.code().to_be_bytes().as_slice());
-    let version = if refused { 0 } else { version };
+    let reply = conversation
+        .upstream
+        .send(frame)
+        .await?
+        .await
+        .map_err(|_| Gone::Closed)?;
+    if reply.bytes.get(4..6)
+        == Some(
+            ResponseError::UnsupportedVersion
+                .code()
+                .to_be_bytes()
+                .as_slice(),
+        )
+    {
+        return refused(conversation, prefix.correlation).await;
+    }
     let response: Result<ApiVersionsResponse, _> =
         wire::decode_response(KEY, version, &shape::API_VERSIONS_RESPONSE, &reply.bytes);
     let mut response = response.map_err(Gone::from)?;
@@ -50,6 +70,16 @@ pub(crate) async fn answer(
         conversation.offered = Some(response.api_keys.clone());
     }
     response.api_keys = versions::intersect(&response.api_keys);
-    let encoded = wire::encode_response(KEY, version, prefix.correlation, &response).map_err(Gone::from)?;
+    let encoded =
+        wire::encode_response(KEY, version, prefix.correlation, &response).map_err(Gone::from)?;
     Ok(encoded.into())
+}
+
+/// Tells the client which versions of ApiVersions the broker and the proxy share, in the encoding of version 0.
+///
+/// A broker that knows less says so in that encoding too (KIP-511), but not each one: librdkafka's mock cluster answers
+/// half in the encoding that was asked for. So it is asked again, with the version that all know.
+async fn refused(conversation: &mut Conversation, correlation: i32) -> Result<Answer, Failed> {
+    let newest = conversation.version_max(KEY).await?.clamp(0, NEWEST);
+    Ok(unsupported(correlation, newest).map_err(Gone::from)?.into())
 }

@@ -31,19 +31,33 @@ pub(crate) async fn answer(
     frame: Bytes,
 ) -> Result<Answer, Failed> {
     let version = prefix.version;
-    let decoded = wire::decode_request(KEY, version, &shape::OFFSET_FOR_LEADER_EPOCH_REQUEST, frame.clone());
+    let decoded = wire::decode_request(
+        KEY,
+        version,
+        &shape::OFFSET_FOR_LEADER_EPOCH_REQUEST,
+        frame.clone(),
+    );
     let (header, request): (_, OffsetForLeaderEpochRequest) = decoded.map_err(Failed::Request)?;
     conversation.client_id = header.client_id;
     let reply = conversation.upstream.send(frame).await?;
     let Frame { bytes, room } = reply.await.map_err(|_| Gone::Closed)?;
-    let mut response: OffsetForLeaderEpochResponse =
-        wire::decode_response(KEY, version, &shape::OFFSET_FOR_LEADER_EPOCH_RESPONSE, &bytes).map_err(Gone::from)?;
+    let mut response: OffsetForLeaderEpochResponse = wire::decode_response(
+        KEY,
+        version,
+        &shape::OFFSET_FOR_LEADER_EPOCH_RESPONSE,
+        &bytes,
+    )
+    .map_err(Gone::from)?;
     // A follower truncates its log by this answer: it gets the leader's.
     if version < 3 || request.replica_id.0 < 0 {
         sharpen(conversation, &request, &mut response).await?;
     }
-    let encoded = wire::encode_response(KEY, version, prefix.correlation, &response).map_err(Gone::from)?;
-    Ok(Answer { chunks: vec![encoded], room })
+    let encoded =
+        wire::encode_response(KEY, version, prefix.correlation, &response).map_err(Gone::from)?;
+    Ok(Answer {
+        chunks: vec![encoded],
+        room,
+    })
 }
 
 async fn sharpen(
@@ -52,21 +66,43 @@ async fn sharpen(
     response: &mut OffsetForLeaderEpochResponse,
 ) -> Result<(), Gone> {
     let shared = Arc::clone(&conversation.shared);
-    let selected = request.topics.iter().filter(|topic| shared.history.selects(&topic.topic));
+    let selected = request
+        .topics
+        .iter()
+        .filter(|topic| shared.history.selects(&topic.topic));
     let selected: Vec<_> = selected.collect();
     if selected.is_empty() {
         return Ok(());
     }
-    conversation.learn_ids(selected.iter().map(|topic| &topic.topic)).await?;
+    conversation
+        .learn_ids(selected.iter().map(|topic| &topic.topic))
+        .await?;
     for topic in selected {
-        let Some(id) = conversation.topics.id(&topic.topic) else { continue };
-        let Some(answers) = response.topics.iter_mut().find(|answer| answer.topic == topic.topic) else { continue };
+        let Some(id) = conversation.topics.id(&topic.topic) else {
+            continue;
+        };
+        let Some(answers) = response
+            .topics
+            .iter_mut()
+            .find(|answer| answer.topic == topic.topic)
+        else {
+            continue;
+        };
         for asked in &topic.partitions {
-            let answer = answers.partitions.iter_mut().find(|answer| answer.partition == asked.partition);
-            let Some(answer) = answer.filter(|answer| answer.error_code == 0) else { continue };
-            let Some(key) = conversation.topics.key(id, asked.partition) else { continue };
+            let answer = answers
+                .partitions
+                .iter_mut()
+                .find(|answer| answer.partition == asked.partition);
+            let Some(answer) = answer.filter(|answer| answer.error_code == 0) else {
+                continue;
+            };
+            let Some(key) = conversation.topics.key(id, asked.partition) else {
+                continue;
+            };
             let chain = shared.history.chain(&key, Freshness::Known).await;
-            let Some(snapshot) = chain.snapshot() else { continue };
+            let Some(snapshot) = chain.snapshot() else {
+                continue;
+            };
             if let Ok(Ok(epochs)) = timeout(LIMIT, snapshot.epochs()).await {
                 merge(answer, asked.leader_epoch, &epochs);
             }
@@ -81,8 +117,12 @@ async fn sharpen(
 /// not in it: for both the cluster's answer stays. So does "never heard of it" (-1), which is for epochs above the
 /// leader's.
 fn merge(live: &mut EpochEndOffset, asked: i32, archived: &[EpochStart]) {
-    let Some(index) = archived.iter().position(|entry| entry.epoch == asked) else { return };
-    let Some(next) = archived.get(index + 1) else { return };
+    let Some(index) = archived.iter().position(|entry| entry.epoch == asked) else {
+        return;
+    };
+    let Some(next) = archived.get(index + 1) else {
+        return;
+    };
     if next.start.get() < live.end_offset {
         live.leader_epoch = asked;
         live.end_offset = next.start.get();
@@ -96,16 +136,25 @@ mod tests {
     use super::*;
 
     fn archive() -> Vec<EpochStart> {
-        let entry = |(epoch, start)| EpochStart { epoch, start: Offset::new(start).expect("not negative") };
+        let entry = |(epoch, start)| EpochStart {
+            epoch,
+            start: Offset::new(start).expect("not negative"),
+        };
         [(0, 0), (2, 100), (5, 300)].map(entry).to_vec()
     }
 
     /// What the cluster answers, as (epoch, end), and what the client gets.
     #[track_caller]
     fn check(asked: i32, live: (i32, i64), answer: (i32, i64)) {
-        let mut merged = EpochEndOffset::default().with_leader_epoch(live.0).with_end_offset(live.1);
+        let mut merged = EpochEndOffset::default()
+            .with_leader_epoch(live.0)
+            .with_end_offset(live.1);
         merge(&mut merged, asked, &archive());
-        assert_eq!((merged.leader_epoch, merged.end_offset), answer, "epoch {asked}");
+        assert_eq!(
+            (merged.leader_epoch, merged.end_offset),
+            answer,
+            "epoch {asked}"
+        );
     }
 
     #[test]

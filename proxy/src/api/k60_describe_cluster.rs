@@ -16,7 +16,11 @@ const KEY: ApiKey = ApiKey::DescribeCluster;
 const BROKERS: i8 = 1;
 
 /// The refusal, if the request asks for anything but brokers.
-pub(crate) fn refuse(version: i16, correlation: i32, frame: Bytes) -> Result<Option<Bytes>, WireError> {
+pub(crate) fn refuse(
+    version: i16,
+    correlation: i32,
+    frame: Bytes,
+) -> Result<Option<Bytes>, WireError> {
     let (_, request): (_, DescribeClusterRequest) =
         wire::decode_request(KEY, version, &shape::DESCRIBE_CLUSTER_REQUEST, frame)?;
     if request.endpoint_type == BROKERS {
@@ -24,16 +28,26 @@ pub(crate) fn refuse(version: i16, correlation: i32, frame: Bytes) -> Result<Opt
     }
     let response = DescribeClusterResponse::default()
         .with_error_code(ResponseError::MismatchedEndpointType.code())
-        .with_error_message(Some(StrBytes::from_static_str("only brokers can be reached through everlog")));
+        .with_error_message(Some(StrBytes::from_static_str(
+            "only brokers can be reached through everlog",
+        )));
     wire::encode_response(KEY, version, correlation, &response).map(Some)
 }
 
 /// Puts our addresses in the place of the brokers'.
-pub(crate) fn patch(version: i16, correlation: i32, frame: &Bytes, nodes: &Nodes) -> Result<Option<Bytes>, WireError> {
+pub(crate) fn patch(
+    version: i16,
+    correlation: i32,
+    frame: &Bytes,
+    nodes: &Nodes,
+) -> Result<Option<Bytes>, WireError> {
     let mut response: DescribeClusterResponse =
         wire::decode_response(KEY, version, &shape::DESCRIBE_CLUSTER_RESPONSE, frame)?;
     response.brokers.retain_mut(|broker| {
-        let Some((host, port)) = nodes.advertised(broker.broker_id.0, &broker.host, broker.port) else { return false };
+        let Some((host, port)) = nodes.advertised(broker.broker_id.0, &broker.host, broker.port)
+        else {
+            return false;
+        };
         (broker.host, broker.port) = (host, port);
         true
     });

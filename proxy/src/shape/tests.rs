@@ -3,9 +3,12 @@
 use std::fmt::Debug;
 
 use bytes::{Bytes, BytesMut};
-use kafka_protocol::messages::fetch_request::{FetchPartition, FetchTopic, ForgottenTopic, ReplicaState};
+use kafka_protocol::messages::fetch_request::{
+    FetchPartition, FetchTopic, ForgottenTopic, ReplicaState,
+};
 use kafka_protocol::messages::fetch_response::{
-    AbortedTransaction, EpochEndOffset, FetchableTopicResponse, LeaderIdAndEpoch, NodeEndpoint, PartitionData,
+    AbortedTransaction, EpochEndOffset, FetchableTopicResponse, LeaderIdAndEpoch, NodeEndpoint,
+    PartitionData,
 };
 use kafka_protocol::messages::*;
 use kafka_protocol::protocol::{Decodable, Encodable, StrBytes, VersionRange};
@@ -17,7 +20,11 @@ fn text(text: &'static str) -> StrBytes {
 }
 
 #[track_caller]
-fn check<M: Encodable + Decodable + Debug>(shape: &Shape, versions: VersionRange, make: impl Fn(i16) -> M) {
+fn check<M: Encodable + Decodable + Debug>(
+    shape: &Shape,
+    versions: VersionRange,
+    make: impl Fn(i16) -> M,
+) {
     for version in versions.min..=versions.max {
         let mut body = BytesMut::new();
         make(version).encode(&mut body, version).expect("encodable");
@@ -28,7 +35,12 @@ fn check<M: Encodable + Decodable + Debug>(shape: &Shape, versions: VersionRange
             let cut = Bytes::copy_from_slice(&body[..len]);
             let walked = shape.check(&cut, version).is_ok();
             let decoded = M::decode(&mut cut.clone(), version).is_ok();
-            assert_eq!(walked, decoded, "version {version} cut to {len} of {}", body.len());
+            assert_eq!(
+                walked,
+                decoded,
+                "version {version} cut to {len} of {}",
+                body.len()
+            );
         }
     }
 }
@@ -40,7 +52,9 @@ fn all(min: i16, max: i16) -> VersionRange {
 #[test]
 fn fetch() {
     check(&FETCH_REQUEST, all(4, 18), |v| {
-        let mut partition = FetchPartition::default().with_fetch_offset(7).with_partition_max_bytes(1);
+        let mut partition = FetchPartition::default()
+            .with_fetch_offset(7)
+            .with_partition_max_bytes(1);
         partition.current_leader_epoch = if v >= 9 { 3 } else { -1 };
         partition.high_watermark = if v >= 18 { 5 } else { partition.high_watermark };
         let mut topic = FetchTopic::default().with_partitions(vec![partition.clone(), partition]);
@@ -70,16 +84,22 @@ fn fetch() {
             .with_aborted_transactions(Some(vec![AbortedTransaction::default()]));
         if v >= 12 {
             partition.diverging_epoch = EpochEndOffset::default().with_epoch(1).with_end_offset(2);
-            partition.current_leader = LeaderIdAndEpoch::default().with_leader_id(1.into()).with_leader_epoch(2);
+            partition.current_leader = LeaderIdAndEpoch::default()
+                .with_leader_id(1.into())
+                .with_leader_epoch(2);
         }
-        let mut topic = FetchableTopicResponse::default().with_partitions(vec![partition.clone(), partition]);
+        let mut topic =
+            FetchableTopicResponse::default().with_partitions(vec![partition.clone(), partition]);
         if v <= 12 {
             topic.topic = text("orders").into();
         }
         let mut response = FetchResponse::default().with_responses(vec![topic]);
         if v >= 16 {
-            response.node_endpoints =
-                vec![NodeEndpoint::default().with_host(text("host")).with_rack(Some(text("r")))];
+            response.node_endpoints = vec![
+                NodeEndpoint::default()
+                    .with_host(text("host"))
+                    .with_rack(Some(text("r"))),
+            ];
         }
         response
     });
@@ -102,7 +122,9 @@ fn offsets_and_epochs() {
                 .with_partitions(vec![r::ListOffsetsPartitionResponse::default(); 2]),
         ])
     });
-    use kafka_protocol::messages::{offset_for_leader_epoch_request as eq, offset_for_leader_epoch_response as er};
+    use kafka_protocol::messages::{
+        offset_for_leader_epoch_request as eq, offset_for_leader_epoch_response as er,
+    };
     check(&OFFSET_FOR_LEADER_EPOCH_REQUEST, all(2, 4), |_| {
         OffsetForLeaderEpochRequest::default().with_topics(vec![
             eq::OffsetForLeaderTopic::default()
@@ -121,7 +143,9 @@ fn offsets_and_epochs() {
 
 #[test]
 fn addresses() {
-    use kafka_protocol::messages::{describe_cluster_response as d, find_coordinator_response as f};
+    use kafka_protocol::messages::{
+        describe_cluster_response as d, find_coordinator_response as f,
+    };
     use kafka_protocol::messages::{metadata_response as m, produce_response as p};
     check(&METADATA_RESPONSE, all(0, 13), |v| {
         let partition = m::MetadataResponsePartition::default()
@@ -130,30 +154,42 @@ fn addresses() {
         let topic = m::MetadataResponseTopic::default()
             .with_name(Some(text("orders").into()))
             .with_partitions(vec![partition.clone(), partition]);
-        let mut broker = m::MetadataResponseBroker::default().with_host(text("host")).with_port(9092);
+        let mut broker = m::MetadataResponseBroker::default()
+            .with_host(text("host"))
+            .with_port(9092);
         broker.rack = (v >= 1).then(|| text("rack"));
-        MetadataResponse::default().with_brokers(vec![broker]).with_topics(vec![topic])
+        MetadataResponse::default()
+            .with_brokers(vec![broker])
+            .with_topics(vec![topic])
     });
     check(&FIND_COORDINATOR_RESPONSE, all(0, 6), |v| {
         let mut response = FindCoordinatorResponse::default();
         if v <= 3 {
             response.host = text("host");
         } else {
-            response.coordinators = vec![f::Coordinator::default().with_host(text("host")).with_key(text("g"))];
+            response.coordinators = vec![
+                f::Coordinator::default()
+                    .with_host(text("host"))
+                    .with_key(text("g")),
+            ];
         }
         response
     });
     check(&DESCRIBE_CLUSTER_RESPONSE, all(0, 2), |_| {
-        DescribeClusterResponse::default()
-            .with_brokers(vec![d::DescribeClusterBroker::default().with_host(text("host"))])
+        DescribeClusterResponse::default().with_brokers(vec![
+            d::DescribeClusterBroker::default().with_host(text("host")),
+        ])
     });
-    check(&DESCRIBE_CLUSTER_REQUEST, all(0, 2), |_| DescribeClusterRequest::default());
+    check(&DESCRIBE_CLUSTER_REQUEST, all(0, 2), |_| {
+        DescribeClusterRequest::default()
+    });
     check(&PRODUCE_RESPONSE, all(3, 13), |v| {
         let mut partition = p::PartitionProduceResponse::default();
         if v >= 8 {
             partition.record_errors = vec![p::BatchIndexAndErrorMessage::default()];
         }
-        let mut topic = p::TopicProduceResponse::default().with_partition_responses(vec![partition]);
+        let mut topic =
+            p::TopicProduceResponse::default().with_partition_responses(vec![partition]);
         if v <= 12 {
             topic.name = text("orders").into();
         }
@@ -169,13 +205,17 @@ fn addresses() {
             .with_records(Some(Bytes::from_static(b"r")))
             .with_acquired_records(vec![sf::AcquiredRecords::default()]);
         ShareFetchResponse::default()
-            .with_responses(vec![sf::ShareFetchableTopicResponse::default().with_partitions(vec![partition])])
+            .with_responses(vec![
+                sf::ShareFetchableTopicResponse::default().with_partitions(vec![partition]),
+            ])
             .with_node_endpoints(vec![sf::NodeEndpoint::default().with_host(text("host"))])
     });
     check(&SHARE_ACKNOWLEDGE_RESPONSE, all(1, 1), |_| {
         let partition = sa::PartitionData::default();
         ShareAcknowledgeResponse::default()
-            .with_responses(vec![sa::ShareAcknowledgeTopicResponse::default().with_partitions(vec![partition])])
+            .with_responses(vec![
+                sa::ShareAcknowledgeTopicResponse::default().with_partitions(vec![partition]),
+            ])
             .with_node_endpoints(vec![sa::NodeEndpoint::default().with_host(text("host"))])
     });
 }
@@ -191,11 +231,14 @@ fn versions() {
         request
     });
     check(&API_VERSIONS_RESPONSE, all(0, 4), |v| {
-        let mut response = ApiVersionsResponse::default().with_api_keys(vec![a::ApiVersion::default(); 3]);
+        let mut response =
+            ApiVersionsResponse::default().with_api_keys(vec![a::ApiVersion::default(); 3]);
         if v >= 3 {
-            response.supported_features = vec![a::SupportedFeatureKey::default().with_name(text("f"))];
+            response.supported_features =
+                vec![a::SupportedFeatureKey::default().with_name(text("f"))];
             response.finalized_features_epoch = 7;
-            response.finalized_features = vec![a::FinalizedFeatureKey::default().with_name(text("f"))];
+            response.finalized_features =
+                vec![a::FinalizedFeatureKey::default().with_name(text("f"))];
         }
         response
     });

@@ -1,5 +1,8 @@
 //! What a replay costs. Not part of the suite: `cargo test --release -p everlog-proxy --test replay -- --ignored speed`.
-#![expect(clippy::print_stderr, reason = "what is measured is shown to whoever runs it")]
+#![expect(
+    clippy::print_stderr,
+    reason = "what is measured is shown to whoever runs it"
+)]
 
 use everlog_format::{Record, SegmentOptions};
 use rand::rngs::StdRng;

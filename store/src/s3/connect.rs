@@ -1,5 +1,6 @@
 //! From the operator's settings and the AWS chain to a client.
 
+use aws_config::environment::region::EnvironmentVariableRegionProvider;
 use aws_config::meta::region::RegionProviderChain;
 use aws_config::retry::RetryConfig;
 use aws_config::stalled_stream_protection::StalledStreamProtectionConfig;
@@ -60,20 +61,7 @@ pub(super) async fn connect(
             "everlog",
         ));
     }
-    let region = RegionProviderChain::first_try(options.region.clone().map(Region::new))
-        .or_default_provider();
-    // Asking the instance's metadata for a region makes sense only for Amazon's own S3.
-    loader = match &named {
-        Some(_) if options.region.is_none() && std::env::var_os("AWS_REGION").is_none() => {
-            let profile = aws_config::profile::region::Builder::default().build();
-            let variables =
-                aws_config::environment::region::EnvironmentVariableRegionProvider::new();
-            let chain = RegionProviderChain::first_try(variables).or_else(profile);
-            loader.region(chain.or_else(Region::from_static(REGION_OF_OTHERS)))
-        }
-        _ => loader.region(region),
-    };
-    let shared = Box::pin(loader.load()).await;
+    let shared = Box::pin(loader.region(region(options, named.is_some())).load()).await;
     if shared.region().is_none() {
         return Err(OpenError::Setup {
             url: url.to_owned(),
@@ -96,6 +84,19 @@ pub(super) async fn connect(
         client: Client::from_conf(config),
         in_key_order,
     })
+}
+
+/// Where to look for the region. `named`: an endpoint is given.
+fn region(options: &StoreOptions, named: bool) -> RegionProviderChain {
+    let given = options.region.clone().map(Region::new);
+    // Asking the instance's metadata for a region makes sense only for Amazon's own S3.
+    if named && given.is_none() && std::env::var_os("AWS_REGION").is_none() {
+        RegionProviderChain::first_try(EnvironmentVariableRegionProvider::new())
+            .or_else(aws_config::profile::region::Builder::default().build())
+            .or_else(Region::from_static(REGION_OF_OTHERS))
+    } else {
+        RegionProviderChain::first_try(given).or_default_provider()
+    }
 }
 
 /// The endpoint by the environment, in the SDK's order.

@@ -39,7 +39,9 @@ impl Part {
 
     /// Worth sending before the client's time is over.
     pub(super) fn says_something(&self) -> bool {
-        self.data.error_code != 0 || !self.records.is_empty() || 0 <= self.data.preferred_read_replica.0
+        self.data.error_code != 0
+            || !self.records.is_empty()
+            || 0 <= self.data.preferred_read_replica.0
     }
 
     /// Nothing to read, and where the log ends.
@@ -51,7 +53,11 @@ impl Part {
             .with_log_start_offset(-1)
             .with_preferred_read_replica((-1).into());
         data.aborted_transactions = None;
-        Part { data, records: Vec::new(), served: Served::Archive }
+        Part {
+            data,
+            records: Vec::new(),
+            served: Served::Archive,
+        }
     }
 
     /// An error of ours.
@@ -76,7 +82,10 @@ impl Parts {
     pub(super) fn sort(response: FetchResponse, wanted: &[Wanted], room: Room) -> Parts {
         let mut found: HashMap<(TopicRef, i32), PartitionData> = HashMap::new();
         for topic in response.responses {
-            let topic_ref = TopicRef { name: topic.topic, id: topic.topic_id };
+            let topic_ref = TopicRef {
+                name: topic.topic,
+                id: topic.topic_id,
+            };
             for partition in topic.partitions {
                 found.insert((topic_ref.clone(), partition.partition_index), partition);
             }
@@ -84,14 +93,26 @@ impl Parts {
         let part = |wanted: &Wanted| {
             let index = wanted.asked.partition;
             let Some(mut data) = found.remove(&(wanted.topic.clone(), index)) else {
-                return Part { served: Served::Missing, ..Part::empty(index, -1, -1) };
+                return Part {
+                    served: Served::Missing,
+                    ..Part::empty(index, -1, -1)
+                };
             };
             // kafkajs relies on the order.
             if let Some(aborted) = &mut data.aborted_transactions {
                 aborted.sort_by_key(|transaction| transaction.first_offset);
             }
-            let records = data.records.take().into_iter().filter(|records| !records.is_empty()).collect();
-            Part { data, records, served: Served::Live }
+            let records = data
+                .records
+                .take()
+                .into_iter()
+                .filter(|records| !records.is_empty())
+                .collect();
+            Part {
+                data,
+                records,
+                served: Served::Live,
+            }
         };
         let parts = wanted.iter().map(part).collect();
         Parts {
@@ -107,7 +128,9 @@ impl Parts {
 /// Our addresses in the place of the brokers'.
 pub(super) fn replace_addresses(endpoints: &mut Vec<NodeEndpoint>, nodes: &Nodes) {
     endpoints.retain_mut(|node| {
-        let Some((host, port)) = nodes.advertised(node.node_id.0, &node.host, node.port) else { return false };
+        let Some((host, port)) = nodes.advertised(node.node_id.0, &node.host, node.port) else {
+            return false;
+        };
         (node.host, node.port) = (host, port);
         true
     });
@@ -127,8 +150,11 @@ pub(super) fn encode(prefix: Prefix, wanted: &[Wanted], parts: Parts) -> Answer 
         // No session.
         out.buffer.put_i32(0);
     }
-    let pairs: Vec<(&Wanted, &Part)> =
-        wanted.iter().zip(&parts.parts).filter(|(_, part)| part.served != Served::Missing).collect();
+    let pairs: Vec<(&Wanted, &Part)> = wanted
+        .iter()
+        .zip(&parts.parts)
+        .filter(|(_, part)| part.served != Served::Missing)
+        .collect();
     let topics: Vec<&[(&Wanted, &Part)]> = pairs.chunk_by(|a, b| a.0.topic == b.0.topic).collect();
     out.count(topics.len());
     for topic in topics {
@@ -142,7 +168,10 @@ pub(super) fn encode(prefix: Prefix, wanted: &[Wanted], parts: Parts) -> Answer 
         tags.write(&mut out.buffer);
     }
     out.cut();
-    Answer { chunks: out.chunks, room: parts.room }
+    Answer {
+        chunks: out.chunks,
+        room: parts.room,
+    }
 }
 
 struct Encoder {
@@ -198,7 +227,11 @@ impl Encoder {
         }
         if self.flexible {
             let mut tags = Tags::of(&data.unknown_tagged_fields);
-            let (diverging, leader, snapshot) = (&data.diverging_epoch, &data.current_leader, &data.snapshot_id);
+            let (diverging, leader, snapshot) = (
+                &data.diverging_epoch,
+                &data.current_leader,
+                &data.snapshot_id,
+            );
             if diverging.epoch != -1 || diverging.end_offset != -1 {
                 tags.add(0, |field| {
                     field.put_i32(diverging.epoch);
@@ -230,7 +263,8 @@ impl Encoder {
             put_varint(&mut self.buffer, count + 1);
         } else {
             // Bounded by what a frame can hold, far below 2^31.
-            self.buffer.put_i32(i32::try_from(count).unwrap_or(i32::MAX));
+            self.buffer
+                .put_i32(i32::try_from(count).unwrap_or(i32::MAX));
         }
     }
 
@@ -239,7 +273,8 @@ impl Encoder {
             put_varint(&mut self.buffer, text.len() + 1);
         } else {
             // It was decoded from a length of 16 bits.
-            self.buffer.put_i16(i16::try_from(text.len()).unwrap_or(i16::MAX));
+            self.buffer
+                .put_i16(i16::try_from(text.len()).unwrap_or(i16::MAX));
         }
         self.buffer.put_slice(text.as_bytes());
     }
@@ -262,7 +297,12 @@ struct Tags(BTreeMap<u32, Bytes>);
 
 impl Tags {
     fn of(unknown: &BTreeMap<i32, Bytes>) -> Tags {
-        Tags(unknown.iter().filter_map(|(tag, value)| Some((u32::try_from(*tag).ok()?, value.clone()))).collect())
+        Tags(
+            unknown
+                .iter()
+                .filter_map(|(tag, value)| Some((u32::try_from(*tag).ok()?, value.clone())))
+                .collect(),
+        )
     }
 
     fn add(&mut self, tag: u32, write: impl FnOnce(&mut BytesMut)) {

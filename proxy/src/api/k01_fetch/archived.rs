@@ -16,7 +16,7 @@ use crate::plan::{FetchPlan, Shares, shares};
 use super::answer::{Part, Parts, Served};
 use super::live::set_mark;
 use super::memory::Mark;
-use super::{Fetch, Round};
+use super::{Fetch, Round, Wanted};
 
 /// How long an archived partition is waited for when there is something to send without it.
 const GRACE: Duration = Duration::from_millis(20);
@@ -40,7 +40,11 @@ struct Reads {
 impl Fetch<'_> {
     /// Some of the request is archived.
     pub(super) async fn serve_mixed(mut self) -> Result<Answer, Failed> {
-        let archived = self.wanted.iter().filter(|wanted| wanted.is_archived()).count();
+        let archived = self
+            .wanted
+            .iter()
+            .filter(|wanted| wanted.is_archived())
+            .count();
         let shares = shares(self.max_bytes, self.wanted.len() - archived, archived);
         let mut reads = self.start_reads(shares);
         let mut pause = ASK_AGAIN_MIN;
@@ -55,8 +59,12 @@ impl Fetch<'_> {
             let urgent = parts.parts.iter().any(Part::says_something);
             let now = Instant::now();
             let until = if urgent { now + GRACE } else { now + pause };
-            reads.collect(until.min(self.deadline.max(now + GRACE))).await;
-            if urgent || reads.has_something() || self.deadline <= Instant::now() {
+            reads
+                .collect(until.min(self.deadline.max(now + GRACE)))
+                .await;
+            // After a shadow that found the log cut off, nothing may be archived any more: what was read is not sent.
+            let history = self.wanted.iter().any(Wanted::is_archived) && reads.has_something();
+            if urgent || history || self.deadline <= Instant::now() {
                 self.fill(&mut parts, reads, shares);
                 return Ok(self.send(parts));
             }
@@ -76,11 +84,18 @@ impl Fetch<'_> {
     fn start_reads(&mut self, shares: Shares) -> Reads {
         let mut done = Vec::new();
         done.resize_with(self.wanted.len(), || None);
-        let reads = Reads { running: FuturesUnordered::new(), done };
+        let reads = Reads {
+            running: FuturesUnordered::new(),
+            done,
+        };
         let mut left = shares.total;
         for index in self.archived_in_turn() {
             let wanted = &self.wanted[index];
-            let (Some(snapshot), Some(offset)) = (wanted.chain.snapshot().cloned(), wanted.offset()) else { continue };
+            let (Some(snapshot), Some(offset)) =
+                (wanted.chain.snapshot().cloned(), wanted.offset())
+            else {
+                continue;
+            };
             let max_bytes = wanted.partition_max_bytes().min(left);
             if left == 0 {
                 break;
@@ -88,7 +103,13 @@ impl Fetch<'_> {
             left -= max_bytes;
             let shared = std::sync::Arc::clone(&self.conversation.shared);
             reads.running.push(Box::pin(async move {
-                (index, shared.history.read(&snapshot, offset, max_bytes.max(1)).await)
+                (
+                    index,
+                    shared
+                        .history
+                        .read(&snapshot, offset, max_bytes.max(1))
+                        .await,
+                )
             }));
         }
         self.conversation.fetches.turn = self.conversation.fetches.turn.wrapping_add(1);
@@ -97,8 +118,9 @@ impl Fetch<'_> {
 
     /// The archived partitions, beginning with the one whose turn it is.
     fn archived_in_turn(&self) -> Vec<usize> {
-        let mut archived: Vec<usize> =
-            (0..self.wanted.len()).filter(|index| self.wanted[*index].is_archived()).collect();
+        let mut archived: Vec<usize> = (0..self.wanted.len())
+            .filter(|index| self.wanted[*index].is_archived())
+            .collect();
         if !archived.is_empty() {
             let first = self.conversation.fetches.turn % archived.len();
             archived.rotate_left(first);
@@ -116,17 +138,26 @@ impl Fetch<'_> {
             dropped += part.bytes();
             let (index, data) = (wanted.asked.partition, &part.data);
             let mark = if data.error_code == 0 {
-                let (high_watermark, last_stable_offset) = (data.high_watermark, data.last_stable_offset);
-                Some(Mark { high_watermark, last_stable_offset, at })
+                let (high_watermark, last_stable_offset) =
+                    (data.high_watermark, data.last_stable_offset);
+                Some(Mark {
+                    high_watermark,
+                    last_stable_offset,
+                    at,
+                })
             } else if data.error_code == ResponseError::OffsetOutOfRange.code() {
                 // The expected answer of a shadow that asks nowhere. At the last known watermark it means that the log
                 // was cut off below it: learnt anew before anything else is said.
-                wanted.mark.filter(|mark| wanted.shadow_offset != Some(mark.high_watermark))
+                wanted
+                    .mark
+                    .filter(|mark| wanted.shadow_offset != Some(mark.high_watermark))
             } else {
                 part.records.clear();
                 continue;
             };
-            let (high, stable) = mark.map_or((-1, -1), |mark| (mark.high_watermark, mark.last_stable_offset));
+            let (high, stable) = mark.map_or((-1, -1), |mark| {
+                (mark.high_watermark, mark.last_stable_offset)
+            });
             *part = Part::empty(index, high, stable);
             match mark {
                 Some(mark) => set_mark(self.conversation, wanted, mark),
@@ -142,7 +173,11 @@ impl Fetch<'_> {
                 wanted.plan = FetchPlan::Live;
             }
         }
-        self.conversation.shared.metrics.shadow_dropped_bytes.inc_by(dropped as u64);
+        self.conversation
+            .shared
+            .metrics
+            .shadow_dropped_bytes
+            .inc_by(dropped as u64);
         self.conversation.fetches.account.dropped(dropped);
     }
 
@@ -174,13 +209,19 @@ impl Fetch<'_> {
                     part.records = piece.records;
                 }
                 Some(Ok(_)) => left_out = true,
-                Some(Err(error)) => *part = Part::failed(part.data.partition_index, &error, self.prefix.version),
+                Some(Err(error)) => {
+                    *part = Part::failed(part.data.partition_index, &error, self.prefix.version)
+                }
                 None => {}
             }
         }
         if first && shares.total < live_bytes + taken && taken > 0 {
             // It was the archive's turn: live records that do not fit beside it come with the next fetch.
-            for part in parts.parts.iter_mut().filter(|part| part.served == Served::Live) {
+            for part in parts
+                .parts
+                .iter_mut()
+                .filter(|part| part.served == Served::Live)
+            {
                 part.records.clear();
             }
         }

@@ -32,21 +32,40 @@ impl Fetch<'_> {
     /// Asks for the watermarks of archived partitions that this connection has not seen yet.
     pub(super) async fn learn_marks(&mut self) -> Result<(), Gone> {
         let missing = self.wanted.iter().filter(|wanted| {
-            let covered = wanted.chain.snapshot().and_then(|snapshot| snapshot.covered());
-            wanted.mark.is_none() && covered.zip(wanted.offset()).is_some_and(|(range, offset)| range.contains(offset))
+            let covered = wanted
+                .chain
+                .snapshot()
+                .and_then(|snapshot| snapshot.covered());
+            wanted.mark.is_none()
+                && covered
+                    .zip(wanted.offset())
+                    .is_some_and(|(range, offset)| range.contains(offset))
         });
-        let missing: Vec<(TopicName, i32)> =
-            missing.filter_map(|wanted| Some((wanted.name.clone()?, wanted.asked.partition))).collect();
+        let missing: Vec<(TopicName, i32)> = missing
+            .filter_map(|wanted| Some((wanted.name.clone()?, wanted.asked.partition)))
+            .collect();
         if missing.is_empty() {
             return Ok(());
         }
         let latest = self.conversation.live_offsets(&missing, LATEST).await?;
         let at = Instant::now();
         for wanted in &mut self.wanted {
-            let Some(name) = wanted.name.clone() else { continue };
-            let Some(high_watermark) = latest.get(&(name, wanted.asked.partition)).copied() else { continue };
+            let Some(name) = wanted.name.clone() else {
+                continue;
+            };
+            let Some(high_watermark) = latest.get(&(name, wanted.asked.partition)).copied() else {
+                continue;
+            };
             // The last stable offset is not known; the shadow brings it before anything is answered.
-            set_mark(self.conversation, wanted, Mark { high_watermark, last_stable_offset: high_watermark, at });
+            set_mark(
+                self.conversation,
+                wanted,
+                Mark {
+                    high_watermark,
+                    last_stable_offset: high_watermark,
+                    at,
+                },
+            );
         }
         Ok(())
     }
@@ -79,12 +98,16 @@ impl Fetch<'_> {
     /// What to say instead of OFFSET_OUT_OF_RANGE; `None`: nothing, it is true.
     async fn out_of_range(&mut self, index: usize) -> Result<Option<Part>, Gone> {
         let wanted = &self.wanted[index];
-        let (Some(key), Some(name), Some(offset)) = (wanted.key.clone(), wanted.name.clone(), wanted.offset()) else {
+        let (Some(key), Some(name), Some(offset)) =
+            (wanted.key.clone(), wanted.name.clone(), wanted.offset())
+        else {
             return Ok(None);
         };
         let (partition, version) = (wanted.asked.partition, self.prefix.version);
         let history = &self.conversation.shared.history;
-        self.wanted[index].chain = history.chain(&key, Freshness::Within(std::time::Duration::ZERO)).await;
+        self.wanted[index].chain = history
+            .chain(&key, Freshness::Within(std::time::Duration::ZERO))
+            .await;
         let snapshot = match &self.wanted[index].chain {
             Chain::None => return Ok(None),
             Chain::Unknown(error) => return Ok(Some(Part::failed(partition, error, version))),
@@ -92,7 +115,10 @@ impl Fetch<'_> {
         };
         let asked = [(name.clone(), partition)];
         let start = self.conversation.live_offsets(&asked, EARLIEST).await?;
-        let Some(start) = start.get(&(name.clone(), partition)).and_then(|start| Offset::new(*start).ok()) else {
+        let Some(start) = start
+            .get(&(name.clone(), partition))
+            .and_then(|start| Offset::new(*start).ok())
+        else {
             return Ok(Some(self.fail(partition, HistoryError::NoLiveStart)));
         };
         match plan(offset, snapshot.covered(), Live::OutOfRange { start }) {
@@ -102,8 +128,15 @@ impl Fetch<'_> {
                 // The broker's "out of range" comes after its question whether the client may read: it is the proof.
                 let latest = self.conversation.live_offsets(&asked, LATEST).await?;
                 let high_watermark = latest.get(&(name, partition)).copied().unwrap_or(-1);
-                let max_bytes = self.wanted[index].partition_max_bytes().min(self.max_bytes).max(1);
-                let read = self.conversation.shared.history.read(&snapshot, offset, max_bytes);
+                let max_bytes = self.wanted[index]
+                    .partition_max_bytes()
+                    .min(self.max_bytes)
+                    .max(1);
+                let read = self
+                    .conversation
+                    .shared
+                    .history
+                    .read(&snapshot, offset, max_bytes);
                 let mut part = Part::empty(partition, high_watermark, high_watermark);
                 match timeout(super::archived::LATE_READ_MAX, read).await {
                     Ok(Ok(piece)) => part.records = piece.records,
@@ -123,7 +156,11 @@ impl Fetch<'_> {
 }
 
 /// Notes what the broker said of a partition.
-pub(super) fn set_mark(conversation: &mut crate::conversation::Conversation, wanted: &mut Wanted, mark: Mark) {
+pub(super) fn set_mark(
+    conversation: &mut crate::conversation::Conversation,
+    wanted: &mut Wanted,
+    mark: Mark,
+) {
     if let Some(key) = &wanted.key {
         conversation.fetches.set_mark(key, mark);
         wanted.mark = Some(mark);

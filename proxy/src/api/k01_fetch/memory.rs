@@ -92,7 +92,11 @@ impl Account {
     /// Where the next shadow asks.
     pub(super) fn shadow_offset(&self, mark: Mark, now: Instant) -> i64 {
         let fresh = now.saturating_duration_since(mark.at) < REFRESH;
-        if self.is_burden() && fresh { NOWHERE } else { mark.high_watermark }
+        if self.is_burden() && fresh {
+            NOWHERE
+        } else {
+            mark.high_watermark
+        }
     }
 }
 
@@ -103,7 +107,11 @@ mod tests {
     #[test]
     fn shadows_that_bring_too_much_ask_out_of_range_between_refreshes() {
         let now = Instant::now();
-        let mark = Mark { high_watermark: 7, last_stable_offset: 7, at: now };
+        let mark = Mark {
+            high_watermark: 7,
+            last_stable_offset: 7,
+            at: now,
+        };
         let mut account = Account::default();
         assert_eq!(account.shadow_offset(mark, now), 7);
         account.dropped(1_000_000);

@@ -54,8 +54,13 @@ impl Wanted {
     }
 
     pub(super) fn make_plan(&mut self) {
-        let covered = self.chain.snapshot().and_then(|snapshot| snapshot.covered());
-        let end = self.mark.and_then(|mark| Offset::new(mark.high_watermark).ok());
+        let covered = self
+            .chain
+            .snapshot()
+            .and_then(|snapshot| snapshot.covered());
+        let end = self
+            .mark
+            .and_then(|mark| Offset::new(mark.high_watermark).ok());
         self.plan = match self.offset() {
             Some(offset) => plan(offset, covered, Live::Unasked { end }),
             None => FetchPlan::Live,
@@ -64,7 +69,13 @@ impl Wanted {
 
     /// The same log start in every answer, wherever its records come from.
     pub(super) fn finish(&self, part: &mut Part) {
-        let Some(covered) = self.chain.snapshot().and_then(|snapshot| snapshot.covered()) else { return };
+        let Some(covered) = self
+            .chain
+            .snapshot()
+            .and_then(|snapshot| snapshot.covered())
+        else {
+            return;
+        };
         let start = &mut part.data.log_start_offset;
         if part.data.error_code == 0 && (*start < 0 || covered.start().get() < *start) {
             *start = covered.start().get();
@@ -84,10 +95,16 @@ pub(super) async fn wanted(
 ) -> Result<Vec<Wanted>, Gone> {
     let by_id = version >= 13;
     if by_id {
-        conversation.learn_names(request.topics.iter().map(|topic| topic.topic_id)).await?;
+        conversation
+            .learn_names(request.topics.iter().map(|topic| topic.topic_id))
+            .await?;
     } else {
         let shared = std::sync::Arc::clone(&conversation.shared);
-        let selected = request.topics.iter().map(|topic| &topic.topic).filter(|name| shared.history.selects(name));
+        let selected = request
+            .topics
+            .iter()
+            .map(|topic| &topic.topic)
+            .filter(|name| shared.history.selects(name));
         let selected: Vec<&TopicName> = selected.collect();
         if !selected.is_empty() {
             conversation.learn_ids(selected.into_iter()).await?;
@@ -96,9 +113,15 @@ pub(super) async fn wanted(
     let mut all = Vec::new();
     for topic in &request.topics {
         let (name, id) = if by_id {
-            (conversation.topics.name(topic.topic_id).cloned(), Some(topic.topic_id))
+            (
+                conversation.topics.name(topic.topic_id).cloned(),
+                Some(topic.topic_id),
+            )
         } else {
-            (Some(topic.topic.clone()), conversation.topics.id(&topic.topic))
+            (
+                Some(topic.topic.clone()),
+                conversation.topics.id(&topic.topic),
+            )
         };
         let name = name.filter(|name| conversation.shared.history.selects(name));
         for asked in &topic.partitions {
@@ -107,12 +130,21 @@ pub(super) async fn wanted(
                 _ => None,
             };
             let chain = match &key {
-                Some(key) => conversation.shared.history.chain(key, Freshness::Known).await,
+                Some(key) => {
+                    conversation
+                        .shared
+                        .history
+                        .chain(key, Freshness::Known)
+                        .await
+                }
                 None => Chain::None,
             };
             let mark = key.as_ref().and_then(|key| conversation.fetches.mark(key));
             all.push(Wanted {
-                topic: TopicRef { name: topic.topic.clone(), id: topic.topic_id },
+                topic: TopicRef {
+                    name: topic.topic.clone(),
+                    id: topic.topic_id,
+                },
                 asked: asked.clone(),
                 name: name.clone().filter(|_| key.is_some()),
                 key,
@@ -131,7 +163,9 @@ fn topics<'a>(partitions: impl Iterator<Item = (&'a TopicRef, FetchPartition)>) 
     let mut topics: Vec<FetchTopic> = Vec::new();
     for (topic, partition) in partitions {
         match topics.last_mut() {
-            Some(last) if last.topic == topic.name && last.topic_id == topic.id => last.partitions.push(partition),
+            Some(last) if last.topic == topic.name && last.topic_id == topic.id => {
+                last.partitions.push(partition)
+            }
             _ => topics.push(
                 FetchTopic::default()
                     .with_topic(topic.name.clone())
@@ -151,15 +185,25 @@ impl Fetch<'_> {
         // -1 asks for no session; versions before 7 have no field for it.
         request.session_epoch = -1;
         request.forgotten_topics_data = Vec::new();
-        request.topics = topics(self.wanted.iter().map(|wanted| (&wanted.topic, wanted.asked.clone())));
+        request.topics = topics(
+            self.wanted
+                .iter()
+                .map(|wanted| (&wanted.topic, wanted.asked.clone())),
+        );
         request
     }
 
     /// Live partitions as asked, then a shadow for each archived one, to be answered at once.
     pub(super) fn with_shadows(&mut self, live_bytes: usize) -> FetchRequest {
-        let (account, now) = (self.conversation.fetches.account, tokio::time::Instant::now());
+        let (account, now) = (
+            self.conversation.fetches.account,
+            tokio::time::Instant::now(),
+        );
         for wanted in &mut self.wanted {
-            wanted.shadow_offset = wanted.mark.filter(|_| wanted.is_archived()).map(|mark| account.shadow_offset(mark, now));
+            wanted.shadow_offset = wanted
+                .mark
+                .filter(|_| wanted.is_archived())
+                .map(|mark| account.shadow_offset(mark, now));
         }
         let mut request = self.as_asked();
         request.max_wait_ms = 0;
