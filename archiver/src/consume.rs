@@ -4,23 +4,21 @@
 //! store, index or encoders. Where those are slower than the cluster it stops polling for moments, and pauses
 //! partitions where that lasts, so that the membership of the group is not at stake.
 
-use std::collections::HashMap;
 use std::error::Error;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use rdkafka::types::RDKafkaErrorCode;
 use tokio::runtime::Handle;
 use tokio::sync::mpsc;
-use tokio_util::sync::CancellationToken;
 
 use crate::clock::{now, unix_ms};
 use crate::config::MemoryPlan;
-use crate::decide::{BurstPlan, Cut, Limits, burst_plan};
+use crate::decide::{Cut, Limits, Stall};
 use crate::message::{Begin, Command, Pause, Ticket, Work};
-use crate::native::{Change, Consumer, Delivery, What};
-use crate::slot::{Reading, Slot, SlotError};
-use crate::worker::{Context, Worker};
+use crate::native::Consumer;
+use crate::slot::{Reading, Slot};
+use crate::slots::Slots;
+use crate::worker::Context;
 
 /// The longest that commands wait for a quiet poll.
 const POLL_TIMEOUT: Duration = Duration::from_millis(100);
@@ -28,8 +26,6 @@ const POLL_TIMEOUT: Duration = Duration::from_millis(100);
 pub(crate) const BATCH_MAX: usize = 2_000;
 /// How often slots are looked at for cuts and metrics.
 const LOOK_EVERY: Duration = Duration::from_millis(500);
-/// Work waiting for one worker; far more than back-pressure lets come together.
-const WORK_MAX: usize = 1_024;
 /// How long nothing is polled for want of memory before partitions are paused.
 const BREATH_MAX: Duration = Duration::from_secs(5);
 /// How long an ending archiver goes on committing.
@@ -56,20 +52,6 @@ pub(crate) struct Consume {
     next_look: Instant,
 }
 
-/// The partitions, and what is needed to sort deliveries into them.
-struct Slots {
-    context: Arc<Context>,
-    runtime: Handle,
-    memory: MemoryPlan,
-    limits: Limits,
-    slots: HashMap<Arc<str>, HashMap<i32, Slot>>,
-    plan: BurstPlan,
-    assignments: u64,
-    now: Instant,
-    /// Partitions to take from the fetcher once the batch in hand is done with.
-    to_reset: Vec<(Ticket, Pause)>,
-}
-
 impl Consume {
     pub(crate) fn new(
         consumer: Consumer,
@@ -79,18 +61,7 @@ impl Consume {
         memory: MemoryPlan,
         limits: Limits,
     ) -> Consume {
-        let plan = burst_plan(0, &memory, limits.max_bytes);
-        let slots = Slots {
-            context,
-            runtime,
-            memory,
-            limits,
-            slots: HashMap::new(),
-            plan,
-            assignments: 0,
-            now: now(),
-            to_reset: Vec::new(),
-        };
+        let slots = Slots::new(context, runtime, memory, limits);
         Consume {
             consumer,
             commands,
@@ -163,17 +134,17 @@ impl Consume {
             }
             Command::Incarnations(ids) => {
                 for (topic, id) in ids {
-                    let Some(partitions) = self.slots.slots.get(topic.as_str()) else {
+                    let Some(partitions) = self.slots.slots.get_mut(topic.as_str()) else {
                         continue;
                     };
-                    for slot in partitions.values() {
+                    for slot in partitions.values_mut() {
                         if slot
                             .reading
                             .as_ref()
                             .is_some_and(|reading| reading.topic_id != id)
                         {
                             tracing::warn!(topic, partition = slot.ticket.partition, new_id = %id, "the topic was created again");
-                            self.slots.to_reset.push((slot.ticket.clone(), Pause::None));
+                            self.slots.to_reset.extend(slot.end_session(Pause::None));
                         }
                     }
                 }
@@ -203,7 +174,7 @@ impl Consume {
                 }
             }
             Command::Failed(ticket, pause) => {
-                self.slots.to_reset.push((ticket, pause));
+                self.slots.end_session(&ticket, pause);
                 self.reset_marked();
             }
             Command::Stop => {
@@ -243,20 +214,20 @@ impl Consume {
                 why,
                 "the fetcher does not take the partition"
             );
-            self.slots.to_reset.push((ticket, Pause::Frozen));
+            self.slots.end_session(&ticket, Pause::Frozen);
             self.reset_marked();
         }
         self.slots.plan_bursts();
     }
 
-    /// Takes marked partitions from the fetcher, drops what is open of them, and lets their workers start over.
+    /// Takes partitions whose session has ended from the fetcher, and lets their workers start over.
     fn reset_marked(&mut self) {
         for (ticket, pause) in std::mem::take(&mut self.slots.to_reset) {
             let consumer = &self.consumer;
             let Some(slot) = self.slots.assigned(&ticket) else {
                 continue;
             };
-            if slot.ticket.session != ticket.session || slot.reading.take().is_none() {
+            if slot.ticket.session != ticket.session {
                 continue;
             }
             if let Err(why) = consumer.unassign(&ticket.topic, ticket.partition) {
@@ -306,15 +277,10 @@ impl Consume {
     fn spill(&mut self) {
         let context = Arc::clone(&self.slots.context);
         while context.chunks.limit() / 4 * 3 < context.chunks.used() {
-            let readings = self
-                .slots
-                .slots
-                .values_mut()
-                .flat_map(HashMap::values_mut)
-                .filter_map(|slot| {
-                    let ticket = slot.ticket.clone();
-                    slot.reading.as_mut().map(|reading| (ticket, reading))
-                });
+            let readings = self.slots.iter_mut().filter_map(|slot| {
+                let ticket = slot.ticket.clone();
+                slot.reading.as_mut().map(|reading| (ticket, reading))
+            });
             let Some((ticket, reading)) =
                 readings.max_by_key(|(_, reading)| reading.spillable_bytes())
             else {
@@ -333,7 +299,7 @@ impl Consume {
                         error,
                         "the spool can't be written, the partition starts over"
                     );
-                    self.slots.to_reset.push((ticket, Pause::Frozen));
+                    self.slots.end_session(&ticket, Pause::Frozen);
                     self.reset_marked();
                 }
             }
@@ -343,7 +309,9 @@ impl Consume {
     /// Takes partitions from the fetcher that are to wait, and gives them back where their records end.
     fn set_pauses(&mut self) {
         let all = self.all_paused || self.stopping_since.is_some();
-        for slot in self.slots.slots.values_mut().flat_map(HashMap::values_mut) {
+        let (consumer, now) = (&self.consumer, self.slots.now);
+        let mut ended = Vec::new();
+        for slot in self.slots.iter_mut() {
             let Some(reading) = &mut slot.reading else {
                 continue;
             };
@@ -354,49 +322,61 @@ impl Consume {
             reading.paused = wanted;
             let (topic, partition) = (&*slot.ticket.topic, slot.ticket.partition);
             let done = if wanted {
-                self.consumer.unassign(topic, partition)
+                consumer.unassign(topic, partition)
             } else {
-                self.consumer.assign(topic, partition, reading.end().get(), None)
+                reading.seated(now);
+                consumer.assign(topic, partition, reading.end().get(), None)
             };
             if let Err(why) = done {
-                tracing::warn!(topic, partition, why, wanted, "pausing or going on failed, the partition starts over");
-                self.slots.to_reset.push((slot.ticket.clone(), Pause::Frozen));
+                tracing::warn!(
+                    topic,
+                    partition,
+                    why,
+                    wanted,
+                    "pausing or going on failed, the partition starts over"
+                );
+                ended.extend(slot.end_session(Pause::Frozen));
             }
         }
+        self.slots.to_reset.extend(ended);
         self.reset_marked();
     }
 
     fn look(&mut self) {
         let (at, unix) = (self.slots.now, unix_ms());
         let (limits, consumer) = (self.slots.limits, &self.consumer);
+        let stopping = self.stopping_since.is_some();
         let context = Arc::clone(&self.slots.context);
         context
             .metrics
             .memory_bytes
             .set(i64::try_from(context.chunks.used()).unwrap_or(i64::MAX));
-        for slot in self.slots.slots.values_mut().flat_map(HashMap::values_mut) {
+        let mut ended = Vec::new();
+        for slot in self.slots.iter_mut() {
             let ticket = &slot.ticket;
             let live = slot
                 .reading
                 .as_ref()
                 .and_then(|_| consumer.watermarks(&ticket.topic, ticket.partition));
             let retention = context.facts.retention(&ticket.topic);
-            if self.stopping_since.is_none()
-                && let Err(error) = slot.look(&limits, live, retention, at, unix)
-            {
+            if !stopping && let Err(error) = slot.look(&limits, live, retention, at, unix) {
                 tracing::error!(error = &error as &dyn Error, "a segment could not be cut");
-                self.slots
-                    .to_reset
-                    .push((slot.ticket.clone(), Pause::Frozen));
+                ended.extend(slot.end_session(Pause::Frozen));
             }
             slot.measure(live, at, unix);
+            if !stopping && let Err(why) = wake(consumer, slot, at) {
+                let (topic, partition) = (&*slot.ticket.topic, slot.ticket.partition);
+                tracing::warn!(topic, partition, why, "the partition starts over");
+                ended.extend(slot.end_session(Pause::Frozen));
+            }
         }
+        self.slots.to_reset.extend(ended);
         self.reset_marked();
     }
 
     fn stop(&mut self) {
         tracing::info!("stopping: committing what is open");
-        for slot in self.slots.slots.values_mut().flat_map(HashMap::values_mut) {
+        for slot in self.slots.iter_mut() {
             if slot.reading.is_none() {
                 continue;
             }
@@ -417,7 +397,7 @@ impl Consume {
             .slots
             .slots
             .values()
-            .flat_map(HashMap::values)
+            .flat_map(|partitions| partitions.values())
             .filter_map(|slot| slot.reading.as_ref());
         if !readings.any(Reading::has_cuts_on_their_way) {
             return true;
@@ -432,182 +412,24 @@ impl Consume {
     }
 }
 
-impl Slots {
-    /// The slot of this very assignment.
-    fn assigned(&mut self, ticket: &Ticket) -> Option<&mut Slot> {
-        let slot = self
-            .slots
-            .get_mut(&ticket.topic)?
-            .get_mut(&ticket.partition)?;
-        (slot.ticket.assignment == ticket.assignment).then_some(slot)
-    }
-
-    fn change(&mut self, changes: Vec<Change>) {
-        for change in changes {
-            match change {
-                Change::Given(partitions) => {
-                    for (topic, partition) in partitions {
-                        self.add(&topic, partition);
-                    }
-                }
-                Change::Taken(partitions) => {
-                    for (topic, partition) in partitions {
-                        tracing::info!(topic, partition, "the group took the partition away");
-                        if let Some(slots) = self.slots.get_mut(topic.as_str()) {
-                            slots.remove(&partition);
-                        }
-                    }
-                    self.slots.retain(|_, partitions| !partitions.is_empty());
-                }
-            }
-            self.plan_bursts();
+/// Tells a fetcher that has brought nothing for long once more where to go on. It costs one request, and whatever a
+/// partition stands still for inside librdkafka is over with it.
+fn wake(consumer: &Consumer, slot: &mut Slot, at: Instant) -> Result<(), String> {
+    let Some(reading) = &mut slot.reading else {
+        return Ok(());
+    };
+    let (topic, partition) = (&*slot.ticket.topic, slot.ticket.partition);
+    let from = reading.end();
+    match reading.stall(at) {
+        None => return Ok(()),
+        Some(Stall::Behind) => {
+            tracing::warn!(topic, partition, %from, "nothing was fetched for a minute though the cluster has more, asking again");
+        }
+        Some(Stall::Quiet) => {
+            tracing::debug!(topic, partition, %from, "nothing was fetched for minutes, asking again");
         }
     }
-
-    fn add(&mut self, topic: &str, partition: i32) {
-        self.assignments += 1;
-        let ticket = Ticket {
-            topic: Arc::from(topic),
-            partition,
-            assignment: self.assignments,
-            session: 0,
-        };
-        let (work, queue) = mpsc::channel(WORK_MAX);
-        let metrics = Arc::new(self.context.metrics.partition(topic, partition));
-        let token = CancellationToken::new();
-        let worker = Worker::new(
-            Arc::clone(&self.context),
-            ticket.clone(),
-            queue,
-            Arc::clone(&metrics),
-        );
-        self.runtime.spawn(worker.run(token.clone()));
-        let slot = Slot {
-            ticket: ticket.clone(),
-            work,
-            metrics,
-            reading: None,
-            since: self.now,
-            _worker: token.drop_guard(),
-        };
-        self.slots
-            .entry(ticket.topic)
-            .or_default()
-            .insert(partition, slot);
-    }
-
-    fn replace(&mut self, ticket: &Ticket) {
-        if let Some(partitions) = self.slots.get_mut(&ticket.topic) {
-            partitions.remove(&ticket.partition);
-        }
-        self.add(&ticket.topic, ticket.partition);
-    }
-
-    fn plan_bursts(&mut self) {
-        let reading = self
-            .slots
-            .values()
-            .flat_map(HashMap::values)
-            .filter(|slot| slot.reading.is_some())
-            .count();
-        self.plan = burst_plan(reading, &self.memory, self.limits.max_bytes);
-    }
-
-    fn deliver(&mut self, key: Option<&(Arc<str>, i32)>, delivery: Delivery<'_>) {
-        let slot = key.and_then(|(topic, partition)| self.slots.get_mut(topic)?.get_mut(partition));
-        let Some(slot) = slot else {
-            if let What::Error { code, text } = delivery.what {
-                tracing::info!(
-                    ?code,
-                    text,
-                    topic = delivery.topic,
-                    "the consumer reports trouble, librdkafka retries"
-                );
-            }
-            return;
-        };
-        let failed = match delivery.what {
-            What::Record(record, broker) => {
-                slot.record(&record, broker, self.plan, &self.limits, self.now)
-            }
-            What::End { offset } => {
-                slot.end_of_partition(offset, self.now);
-                Ok(())
-            }
-            What::Error { code, text } => {
-                return self.trouble(delivery.topic, delivery.partition, code, &text);
-            }
-        };
-        if let Err(error) = failed {
-            self.contradiction(delivery.topic, delivery.partition, &error);
-        }
-    }
-
-    /// A delivery that can't be taken in: what is open is dropped and read again.
-    fn contradiction(&mut self, topic: &str, partition: i32, error: &SlotError) {
-        let Some(slot) = self
-            .slots
-            .get_mut(topic)
-            .and_then(|slots| slots.get_mut(&partition))
-        else {
-            return;
-        };
-        if slot.reading.is_none()
-            || self
-                .to_reset
-                .iter()
-                .any(|(ticket, _)| *ticket == slot.ticket)
-        {
-            return;
-        }
-        let error = error as &dyn Error;
-        tracing::error!(
-            topic,
-            partition,
-            error,
-            "the partition is frozen: its deliveries contradict each other"
-        );
-        self.to_reset.push((slot.ticket.clone(), Pause::Frozen));
-    }
-
-    /// The consumer can't go on with a partition. What came before is cut and committed, then the worker starts over
-    /// and finds out where the cluster stands.
-    fn trouble(&mut self, topic: &str, partition: i32, code: RDKafkaErrorCode, text: &str) {
-        let Some(slot) = self
-            .slots
-            .get_mut(topic)
-            .and_then(|slots| slots.get_mut(&partition))
-        else {
-            return;
-        };
-        if slot.reading.is_none()
-            || self
-                .to_reset
-                .iter()
-                .any(|(ticket, _)| *ticket == slot.ticket)
-        {
-            return;
-        }
-        tracing::warn!(
-            topic,
-            partition,
-            ?code,
-            text,
-            "the partition is frozen where it stands"
-        );
-        slot.metrics.set_frozen(true);
-        // The next offset was refused: retention was faster, or the log was truncated below it.
-        let doubtful = matches!(
-            code,
-            RDKafkaErrorCode::AutoOffsetReset | RDKafkaErrorCode::OffsetOutOfRange
-        );
-        let doubtful = doubtful || matches!(code, RDKafkaErrorCode::LogTruncation);
-        if let Err(error) = slot.cut(Cut::Trouble, doubtful) {
-            tracing::warn!(
-                error = &error as &dyn Error,
-                "what was open could not be cut"
-            );
-        }
-        self.to_reset.push((slot.ticket.clone(), Pause::Frozen));
-    }
+    reading.seated(at);
+    consumer.unassign(topic, partition)?;
+    consumer.assign(topic, partition, from.get(), None)
 }

@@ -201,6 +201,10 @@ pub(crate) struct OpenSegment {
     pub(crate) live_start: Option<Offset>,
 }
 
+/// A segment that is old by its records' own time is not cut before it has been open for this long (or an eighth of
+/// the topic's retention): a backfill would cut one at each look.
+const RETENTION_CUT_MIN_AGE: Duration = Duration::from_secs(30);
+
 /// Whether the open segment has to be cut now. A day change is judged record by record ([`day_cut`]).
 pub(crate) fn cut_now(open: &OpenSegment, limits: &Limits) -> Option<Cut> {
     let range = open.range?;
@@ -218,7 +222,9 @@ pub(crate) fn cut_now(open: &OpenSegment, limits: &Limits) -> Option<Cut> {
     let near_by_time = open
         .retention
         .zip(open.oldest_record_age)
-        .is_some_and(|(keep, age)| keep / 4 < age);
+        .is_some_and(|(keep, age)| {
+            keep / 4 < age && RETENTION_CUT_MIN_AGE.min(keep / 8) <= open.age
+        });
     (near_by_offset || near_by_time).then_some(Cut::Retention)
 }
 
@@ -233,6 +239,30 @@ pub(crate) fn day_number(timestamp_ms: i64) -> Option<i64> {
 /// Whether a record of day `next` ends a segment whose first record is of day `first`.
 pub(crate) fn day_cut(first: Option<i64>, next: Option<i64>, bytes: u64) -> bool {
     DAY_CUT_MIN_BYTES <= bytes && first.zip(next).is_some_and(|(first, next)| first != next)
+}
+
+/// A fetcher that has brought nothing for so long that it is told once more where to go on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Stall {
+    /// The cluster has more: it should have brought something.
+    Behind,
+    /// Nothing says that there is more, but what says so is as old as the silence.
+    Quiet,
+}
+
+/// How long a fetcher may bring nothing though the cluster has more.
+const BEHIND_MAX: Duration = Duration::from_secs(60);
+/// How long it may bring nothing at all.
+const QUIET_MAX: Duration = Duration::from_secs(300);
+
+/// Judges a fetcher that has been silent for this long. `behind`: the high watermark as last heard of is higher than
+/// what it brought, and no end-of-partition event (that of an open transaction, say) explains that.
+pub(crate) fn stall(silent: Duration, behind: bool) -> Option<Stall> {
+    if behind && BEHIND_MAX <= silent {
+        Some(Stall::Behind)
+    } else {
+        (QUIET_MAX <= silent).then_some(Stall::Quiet)
+    }
 }
 
 /// How records are handed to the encoders.

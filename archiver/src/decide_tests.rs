@@ -113,6 +113,22 @@ fn a_segment_is_cut_by_size_age_and_the_nearness_of_retention() {
         Some(Cut::Retention),
     );
     check_cut(|open| open.retention = Some(Duration::from_secs(20)), None);
+    // Old records, read in a backfill: not a segment at each look.
+    check_cut(
+        |open| {
+            open.retention = Some(Duration::from_secs(604_800));
+            open.oldest_record_age = Some(Duration::from_secs(600_000));
+        },
+        None,
+    );
+    check_cut(
+        |open| {
+            open.retention = Some(Duration::from_secs(604_800));
+            open.oldest_record_age = Some(Duration::from_secs(600_000));
+            open.age = Duration::from_secs(30);
+        },
+        Some(Cut::Retention),
+    );
     // The live start has passed half of what is not committed.
     check_cut(|open| open.live_start = Some(at(149)), None);
     check_cut(|open| open.live_start = Some(at(150)), Some(Cut::Retention));
@@ -124,6 +140,21 @@ fn a_segment_is_cut_by_size_age_and_the_nearness_of_retention() {
         },
         None,
     );
+}
+
+#[test]
+fn a_silent_fetcher_is_woken_sooner_if_the_cluster_has_more() {
+    let check = |secs, behind, wanted| {
+        assert_eq!(
+            stall(Duration::from_secs(secs), behind),
+            wanted,
+            "{secs} {behind}"
+        );
+    };
+    check(59, true, None);
+    check(60, true, Some(Stall::Behind));
+    check(299, false, None);
+    check(300, false, Some(Stall::Quiet));
 }
 
 #[test]

@@ -9,7 +9,7 @@
 //! |------|------|
 //! | `service` | starts and ends everything |
 //! | `watch` | which topics there are |
-//! | `consume`, `slot` | the one thread that polls; one slot a partition |
+//! | `consume`, `slots`, `slot` | the one thread that polls; one slot a partition |
 //! | `worker`, `encode`, `commit` | one task a partition: opens, encodes, uploads, commits |
 //! | `decide` | where to begin, what is covered, when to cut: plain functions |
 //! | `chunk`, `spool` | records between consumer and encoder |
@@ -39,6 +39,7 @@ mod metrics;
 mod native;
 mod service;
 mod slot;
+mod slots;
 mod spool;
 mod watch;
 mod worker;

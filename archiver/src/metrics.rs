@@ -1,5 +1,8 @@
 //! What the archiver tells Prometheus.
 
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex};
+
 use prometheus::core::Collector;
 use prometheus::{
     Gauge, GaugeVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry,
@@ -14,6 +17,9 @@ pub(crate) struct Metrics {
     seconds_since_last_commit: GaugeVec,
     frozen: IntGaugeVec,
     contended: IntCounterVec,
+    /// How many live [`PartitionMetrics`] use the labels of a topic and partition: a worker that is ending must not
+    /// remove those of the one that follows it.
+    holders: Arc<Mutex<HashMap<(String, String), usize>>>,
     pub(crate) frozen_partitions: IntGauge,
     pub(crate) partitions: IntGauge,
     pub(crate) holes: IntCounter,
@@ -81,6 +87,7 @@ impl Metrics {
                     labels,
                 )?,
             )?,
+            holders: Arc::default(),
             frozen_partitions: gauge(
                 "everlog_archiver_frozen_partitions",
                 "Partitions that stand still.",
@@ -131,6 +138,12 @@ impl Metrics {
         let partition = partition.to_string();
         let labels = &[topic, partition.as_str()];
         self.partitions.inc();
+        *self
+            .holders
+            .lock()
+            .expect("nobody panics with the lock held")
+            .entry((topic.to_owned(), partition.clone()))
+            .or_default() += 1;
         PartitionMetrics {
             lag_records: self.lag_records.with_label_values(labels),
             unstable_records: self.unstable_records.with_label_values(labels),
@@ -163,8 +176,21 @@ impl PartitionMetrics {
 
 impl Drop for PartitionMetrics {
     fn drop(&mut self) {
-        self.set_frozen(false);
         self.all.partitions.dec();
+        let mut holders = self
+            .all
+            .holders
+            .lock()
+            .expect("nobody panics with the lock held");
+        let name = (self.topic.clone(), self.partition.clone());
+        if let Some(left) = holders.get_mut(&name)
+            && *left > 1
+        {
+            *left -= 1;
+            return;
+        }
+        holders.remove(&name);
+        self.set_frozen(false);
         let labels = &[self.topic.as_str(), self.partition.as_str()];
         // An error only says that the labels are gone already. `contended` stays: it is a counter.
         let _ = self.all.lag_records.remove_label_values(labels);

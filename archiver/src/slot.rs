@@ -10,9 +10,10 @@ use tokio_util::sync::DropGuard;
 
 use crate::chunk::{Gauge, PartTooLong};
 use crate::decide::{
-    Backwards, BurstPlan, Cut, Limits, OpenSegment, Progress, cut_now, day_cut, day_number,
+    Backwards, BurstPlan, Cut, Limits, OpenSegment, Progress, Stall, cut_now, day_cut, day_number,
+    stall,
 };
-use crate::message::{Begin, CutWork, SegmentMeter, Ticket, Work};
+use crate::message::{Begin, CutWork, Pause, SegmentMeter, Ticket, Work};
 use crate::metrics::PartitionMetrics;
 use crate::spool::Backlog;
 
@@ -84,6 +85,8 @@ pub(crate) struct Reading {
     high_watermark: i64,
     end_of_partition: Option<i64>,
     last_commit: Instant,
+    /// When the fetcher last brought something, or was last told where to go on.
+    last_delivery: Instant,
 }
 
 impl Reading {
@@ -101,7 +104,25 @@ impl Reading {
             high_watermark: begin.high_watermark.get(),
             end_of_partition: None,
             last_commit: now,
+            last_delivery: now,
         }
+    }
+
+    /// The fetcher has been told to go on at [`Reading::end`].
+    pub(crate) fn seated(&mut self, now: Instant) {
+        self.last_delivery = now;
+    }
+
+    /// Whether the fetcher has brought nothing for too long.
+    pub(crate) fn stall(&self, now: Instant) -> Option<Stall> {
+        if self.paused {
+            return None;
+        }
+        let end = self.progress.end().get();
+        stall(
+            now.saturating_duration_since(self.last_delivery),
+            end < self.high_watermark && self.end_of_partition != Some(end),
+        )
     }
 
     /// The open segment's size as Parquet: what its encoder has seen is known, the rest is estimated by it.
@@ -165,6 +186,12 @@ impl Reading {
 }
 
 impl Slot {
+    /// Ends the session, if one is running: from here on deliveries are dropped. The caller takes the partition from
+    /// the fetcher and sends [`Work::Reset`], as the answer says.
+    pub(crate) fn end_session(&mut self, pause: Pause) -> Option<(Ticket, Pause)> {
+        self.reading.take().map(|_| (self.ticket.clone(), pause))
+    }
+
     /// Takes in a record. `now` may be a little old.
     pub(crate) fn record(
         &mut self,
@@ -189,6 +216,7 @@ impl Slot {
             return Ok(());
         };
         reading.progress.record(record.offset)?;
+        reading.last_delivery = now;
         let len = reading.backlog.push(record)?;
         let open = &mut reading.open;
         open.records += 1;
@@ -218,6 +246,7 @@ impl Slot {
             return;
         };
         reading.progress.end_of_partition(offset);
+        reading.last_delivery = now;
         reading.end_of_partition = Some(offset);
         if reading.progress.range().is_some() {
             reading.open.since.get_or_insert(now);

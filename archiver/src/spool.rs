@@ -17,7 +17,7 @@ use crate::chunk::{DamagedChunk, Gauge, PartTooLong, Share, pack, packed_len, un
 
 /// A chunk is closed once it holds this much.
 const CHUNK_BYTES: usize = 256 << 10;
-/// Fast and still about half the size; measured against level 1 and lz4 it costs the least in all.
+/// One of zstd's fast levels: what is spilled is read back within seconds to minutes, so time counts for more than size.
 const SPILL_LEVEL: i32 = -5;
 const SEGMENT_PREFIX: &str = "everlog-segment-";
 

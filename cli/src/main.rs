@@ -7,6 +7,7 @@ mod command;
 mod config;
 mod data_dir;
 mod health;
+mod limits;
 mod logging;
 mod metrics_server;
 mod open;
@@ -15,6 +16,7 @@ mod signals;
 mod store_metrics;
 mod table;
 mod terminal;
+mod watched_store;
 
 use std::process::ExitCode;
 
@@ -98,6 +100,7 @@ fn layers(flags: &FlagLayer) -> Layers {
 fn serve(flags: &FlagLayer, roles: Roles) -> anyhow::Result<ExitCode> {
     let config = ServiceConfig::new(layers(flags), roles, host_name())?;
     logging::start(&config.log, SERVICE_LOG);
+    limits::raise_open_files();
     block_on(command::serve::serve(config))
 }
 

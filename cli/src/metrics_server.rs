@@ -18,7 +18,7 @@ use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, warn};
 
-use crate::health::Health;
+use crate::health::{Health, troubles};
 
 /// Scrapers are few. Whoever holds more connections than this waits.
 const CONNECTION_COUNT_MAX: usize = 64;
@@ -124,7 +124,8 @@ fn answer(
             }
         }
         (&Method::GET | &Method::HEAD, "/healthz") => {
-            let (ready, text) = health.report();
+            let (ready, mut text) = health.report();
+            text.push_str(&troubles(&registry.gather()));
             let status = if ready {
                 StatusCode::OK
             } else {

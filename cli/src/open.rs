@@ -12,6 +12,7 @@ use everlog_store::{
 use tracing::warn;
 
 use crate::config::ArchivePlace;
+use crate::watched_store::WatchedStore;
 
 const RETRY_PAUSE_MIN: Duration = Duration::from_secs(1);
 const RETRY_PAUSE_MAX: Duration = Duration::from_secs(30);
@@ -22,22 +23,29 @@ pub(crate) async fn open_to_read(place: &ArchivePlace) -> Result<Arc<Archive>> {
     let options = ArchiveOptions {
         node_cache_dir: None,
         create: false,
-        ..ArchiveOptions::default()
     };
     Archive::open(store, options)
         .await
         .context("the archive could not be opened")
 }
 
+/// The store of a service. Asks it nothing yet. `writes` is for who archives.
+pub(crate) async fn store_to_serve(
+    place: &ArchivePlace,
+    writes: bool,
+) -> Result<Arc<WatchedStore>> {
+    let store = store(place, !writes).await?;
+    Ok(Arc::new(WatchedStore::new(store)))
+}
+
 /// For services: the store is probed first, so that a missing right or a store that ignores conditions is told at the
 /// start and not by the first commit. `create` makes an archive where there is none. While the store does not answer this
 /// waits: a service must come up by itself once the store does.
 pub(crate) async fn open_to_serve(
-    place: &ArchivePlace,
+    store: Arc<dyn Store>,
     create: bool,
     node_cache_dir: PathBuf,
 ) -> Result<Arc<Archive>> {
-    let store = store(place, !create).await?;
     let mut pause = RETRY_PAUSE_MIN;
     let report = loop {
         let probed = if create {
@@ -60,7 +68,6 @@ pub(crate) async fn open_to_serve(
         let options = ArchiveOptions {
             node_cache_dir,
             create,
-            ..ArchiveOptions::default()
         };
         match Archive::open(Arc::clone(&store), options).await {
             Ok(archive) => return Ok(archive),

@@ -15,7 +15,7 @@ use crate::disk_cache::DiskCache;
 use crate::node::Shape;
 use crate::node_cache::NodeCache;
 use crate::shared::{Shared, Tuning};
-use crate::slot::{NONE_MAX_AGE, Slot};
+use crate::slot::{LOOK_PAUSE, NONE_MAX_AGE, Slot};
 use crate::topics::{open_format, put_topic, read_topic};
 use crate::{Snapshot, Writer, keys};
 
@@ -163,6 +163,21 @@ impl Archive {
 
     /// Every incarnation that the archive knows, by listing.
     pub async fn topics(&self) -> Result<Vec<TopicInfo>, IndexError> {
+        let incarnations = self.incarnations().await?;
+        // The listing has just shown the folder: that it was not there a while ago counts for nothing.
+        let read = |incarnation: Incarnation| async move {
+            self.find_topic(&incarnation, Duration::ZERO).await
+        };
+        let mut reads = stream::iter(incarnations.into_iter().map(read)).buffered(TOPIC_READS);
+        let mut topics = Vec::new();
+        while let Some(topic) = reads.try_next().await? {
+            topics.extend(topic.map(|t| t.as_ref().clone()));
+        }
+        Ok(topics)
+    }
+
+    /// The names of all incarnations that have a folder, by listing; their `topic.json` is not read.
+    pub async fn incarnations(&self) -> Result<Vec<Incarnation>, IndexError> {
         let mut incarnations = Vec::new();
         for cluster in self.folders(keys::META).await? {
             // Names that are none of ours may lie there; they are not the archive's.
@@ -179,20 +194,14 @@ impl Archive {
                 });
             }
         }
-        let read = |incarnation: Incarnation| async move { self.find_topic(&incarnation).await };
-        let mut reads = stream::iter(incarnations.into_iter().map(read)).buffered(TOPIC_READS);
-        let mut topics = Vec::new();
-        while let Some(topic) = reads.try_next().await? {
-            topics.extend(topic.map(|t| t.as_ref().clone()));
-        }
-        Ok(topics)
+        Ok(incarnations)
     }
 
     /// The `topic.json` of one incarnation; `None` if the archive has never heard of it. Cached once it is found;
     /// "not found" is remembered for 10 s at most.
     pub async fn topic(&self, incarnation: &Incarnation) -> Result<Option<TopicInfo>, IndexError> {
         Ok(self
-            .find_topic(incarnation)
+            .find_topic(incarnation, NONE_MAX_AGE)
             .await?
             .map(|topic| topic.as_ref().clone()))
     }
@@ -226,7 +235,13 @@ impl Archive {
         key: &PartitionKey,
         freshness: Freshness,
     ) -> Result<Option<Arc<Snapshot>>, IndexError> {
-        match self.chain(key).await? {
+        // Who asks for something fresh must not be told "no such topic" from memory: he would take it for the truth.
+        let absent_age_max = match freshness {
+            Freshness::Known => NONE_MAX_AGE,
+            Freshness::Within(wanted) => wanted.clamp(LOOK_PAUSE, NONE_MAX_AGE),
+            Freshness::Now => Duration::ZERO,
+        };
+        match self.chain_within(key, absent_age_max).await? {
             Some(chain) => self.slot(key).snapshot(&chain, freshness).await,
             None => Ok(None),
         }
@@ -244,7 +259,15 @@ impl Archive {
 
     /// The chain of a partition; `None` if its topic is unknown.
     pub(crate) async fn chain(&self, key: &PartitionKey) -> Result<Option<Chain>, IndexError> {
-        let topic = self.find_topic(&key.incarnation).await?;
+        self.chain_within(key, NONE_MAX_AGE).await
+    }
+
+    async fn chain_within(
+        &self,
+        key: &PartitionKey,
+        absent_age_max: Duration,
+    ) -> Result<Option<Chain>, IndexError> {
+        let topic = self.find_topic(&key.incarnation, absent_age_max).await?;
         Ok(topic.map(|topic| Chain {
             shared: Arc::clone(&self.shared),
             key: key.clone(),
@@ -277,6 +300,7 @@ impl Archive {
     async fn find_topic(
         &self,
         incarnation: &Incarnation,
+        absent_age_max: Duration,
     ) -> Result<Option<Arc<TopicInfo>>, IndexError> {
         let now = self.shared.tuning.clock.now();
         let known = self
@@ -287,7 +311,7 @@ impl Archive {
             .cloned();
         match known {
             Some(KnownTopic::Found(topic)) => return Ok(Some(topic)),
-            Some(KnownTopic::Absent(at)) if now.saturating_sub(at) <= NONE_MAX_AGE => {
+            Some(KnownTopic::Absent(at)) if now.saturating_sub(at) < absent_age_max => {
                 return Ok(None);
             }
             Some(KnownTopic::Absent(_)) | None => {}

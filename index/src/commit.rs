@@ -200,8 +200,13 @@ impl Commit {
 
     /// The rules between a commit and any earlier one.
     pub(crate) fn check_outgrows(&self, before: &Commit) -> Result<(), String> {
+        let next_to = before.number.checked_add(1) == Some(self.number);
         let Some(old) = &before.summary else {
-            return Ok(());
+            return if next_to && self.kind != CommitKind::Append && self.summary.is_some() {
+                Err("maintenance has begun the archive".to_owned())
+            } else {
+                Ok(())
+            };
         };
         let Some(new) = &self.summary else {
             return Err("its entries are gone".to_owned());
@@ -212,7 +217,6 @@ impl Commit {
         if new.range.end() < old.range.end() {
             return Err("the archived end has gone back".to_owned());
         }
-        let next_to = before.number.checked_add(1) == Some(self.number);
         let same = |kind: CommitKind| next_to && self.kind == kind;
         if !same(CommitKind::Append) && next_to && new.range.end() != old.range.end() {
             return Err("maintenance has moved the archived end".to_owned());
@@ -233,4 +237,71 @@ impl Commit {
 /// How messages call a commit.
 pub(crate) fn name(key: &PartitionKey, number: u64) -> String {
     format!("commit {number} of {key}")
+}
+
+#[cfg(test)]
+mod tests {
+    #![expect(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
+    use everlog_format::{Offset, OffsetRange};
+
+    use super::*;
+    use crate::EntryKind;
+
+    fn commit(number: u64, kind: CommitKind, bounds: &[i64]) -> Commit {
+        let offset = |raw: i64| Offset::new(raw).unwrap();
+        let open = bounds.windows(2).map(|pair| Entry {
+            range: OffsetRange::new(offset(pair[0]), offset(pair[1])).unwrap(),
+            kind: EntryKind::Empty,
+        });
+        let draft = Draft {
+            number,
+            writer: Salt::new([1; 16]),
+            kind,
+            previous: (number != 0).then(|| Hash::of(b"before")),
+            root: None,
+            open: open.collect(),
+            sweep: Vec::new(),
+        };
+        Commit::new(draft, Shape::VERSION_1).unwrap()
+    }
+
+    #[test]
+    fn a_commit_outgrows_the_one_before() {
+        use CommitKind::{Append, Rewrite, Sweep};
+        let hash = Hash::of(b"before");
+        let before = commit(3, Append, &[5, 10, 20]);
+        let nothing = commit(3, Append, &[]);
+        let check = |before: &Commit, kind, bounds: &[i64]| {
+            commit(4, kind, bounds).check_follows(before, hash).is_ok()
+        };
+        assert!(check(&before, Append, &[5, 10, 20, 30]));
+        assert!(check(&before, Rewrite, &[5, 20]));
+        assert!(check(&before, Sweep, &[5, 10, 20]));
+        assert!(check(&nothing, Append, &[7, 8]));
+        assert!(check(&nothing, Sweep, &[]));
+        for (kind, bounds) in [
+            (Append, &[][..]),
+            (Append, &[6, 10, 20]),
+            (Append, &[4, 10, 20]),
+            (Append, &[5, 10]),
+            (Append, &[5, 20, 30]),
+            (Rewrite, &[5, 20, 30]),
+            (Sweep, &[5, 20]),
+            (Sweep, &[5, 10, 20, 30]),
+        ] {
+            assert!(!check(&before, kind, bounds), "{kind:?} {bounds:?}");
+        }
+        assert!(!check(&nothing, Rewrite, &[7, 8]));
+        assert!(!check(&nothing, Sweep, &[7, 8]));
+        let next = commit(4, Append, &[5, 10, 20, 30]);
+        assert!(next.check_follows(&before, Hash::of(b"other")).is_err());
+        assert!(
+            commit(5, Append, &[5, 20])
+                .check_follows(&before, hash)
+                .is_err()
+        );
+        // Over a gap only the bounds count.
+        assert!(commit(9, Append, &[5, 20]).check_outgrows(&before).is_ok());
+        assert!(commit(9, Append, &[5, 10]).check_outgrows(&before).is_err());
+    }
 }

@@ -14,8 +14,8 @@ use tracing::warn;
 /// Bytes of nodes before the cache starts over. 4 million segments of one partition make 1.3 GiB of nodes, but a reader
 /// wants few of them.
 const MAX_BYTES: u64 = 256 << 20;
-/// sled gives space back late; above this much on disk the folder is made anew.
-const MAX_BYTES_ON_DISK: u64 = 2 * MAX_BYTES;
+/// sled gives space back late; above this many times the bound on disk the folder is made anew at the next start.
+const ON_DISK_FACTOR: u64 = 2;
 /// sled's own page cache: small, because decoded nodes are kept above.
 const SLED_CACHE_BYTES: u64 = 8 << 20;
 /// The folder below the one that the operator named: only this one is ever removed.
@@ -28,6 +28,7 @@ pub(crate) struct DiskCache(Arc<Inner>);
 struct Inner {
     db: sled::Db,
     bytes: AtomicU64,
+    max_bytes: u64,
     /// After a failure nothing is asked of it any more until the next start, which empties it.
     broken: AtomicBool,
     marker: PathBuf,
@@ -37,8 +38,13 @@ impl DiskCache {
     /// Opens the cache below `dir`, empty if what lies there is damaged; `None` if it cannot be had (another process has
     /// it, the disk is read-only): reading works without it.
     pub(crate) async fn open(dir: &Path) -> Option<DiskCache> {
+        DiskCache::open_bounded(dir, MAX_BYTES).await
+    }
+
+    /// [`DiskCache::open`] with another bound, in bytes of nodes.
+    pub(crate) async fn open_bounded(dir: &Path, max_bytes: u64) -> Option<DiskCache> {
         let folder = dir.join(FOLDER);
-        tokio::task::spawn_blocking(move || open(&folder))
+        tokio::task::spawn_blocking(move || open(&folder, max_bytes))
             .await
             .ok()
             .flatten()
@@ -53,7 +59,7 @@ impl DiskCache {
     pub(crate) async fn put(&self, hash: Hash, bytes: Bytes) {
         let put = move |inner: &Inner| {
             let len = bytes.len() as u64;
-            if MAX_BYTES < inner.bytes.fetch_add(len, Ordering::Relaxed) + len {
+            if inner.max_bytes < inner.bytes.fetch_add(len, Ordering::Relaxed) + len {
                 inner.db.clear()?;
                 inner.bytes.store(len, Ordering::Relaxed);
             }
@@ -96,29 +102,30 @@ impl DiskCache {
     }
 }
 
-fn open(folder: &Path) -> Option<DiskCache> {
+fn open(folder: &Path, max_bytes: u64) -> Option<DiskCache> {
     let marker = folder.with_extension("broken");
     if marker.exists() && empty(folder) {
         let _ = std::fs::remove_file(&marker);
     }
-    let db = match open_sled(folder) {
+    let db = match open_sled(folder, max_bytes) {
         Ok(db) => db,
         Err(Failure::Damaged) => {
             warn!(folder = %folder.display(), "the local node cache is damaged, starting with an empty one");
             if !empty(folder) {
                 return None;
             }
-            open_sled(folder).ok()?
+            open_sled(folder, max_bytes).ok()?
         }
         Err(Failure::NotNow(error)) => {
             warn!(error = &error as &dyn Error, folder = %folder.display(), "going on without a local node cache");
             return None;
         }
     };
-    let bytes = AtomicU64::new(db.size_on_disk().unwrap_or(0).min(MAX_BYTES));
+    let bytes = AtomicU64::new(db.size_on_disk().unwrap_or(0).min(max_bytes));
     Some(DiskCache(Arc::new(Inner {
         db,
         bytes,
+        max_bytes,
         broken: AtomicBool::new(false),
         marker,
     })))
@@ -131,7 +138,7 @@ enum Failure {
     NotNow(sled::Error),
 }
 
-fn open_sled(folder: &Path) -> Result<sled::Db, Failure> {
+fn open_sled(folder: &Path, max_bytes: u64) -> Result<sled::Db, Failure> {
     let open = || {
         sled::Config::new()
             .path(folder)
@@ -144,7 +151,7 @@ fn open_sled(folder: &Path) -> Result<sled::Db, Failure> {
         Ok(Ok(db))
             if db
                 .size_on_disk()
-                .is_ok_and(|bytes| MAX_BYTES_ON_DISK < bytes) =>
+                .is_ok_and(|bytes| max_bytes.saturating_mul(ON_DISK_FACTOR) < bytes) =>
         {
             Err(Failure::Damaged)
         }

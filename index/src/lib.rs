@@ -21,6 +21,8 @@ mod slot;
 mod snapshot;
 mod summary;
 mod taken;
+#[cfg(test)]
+mod tests;
 mod topics;
 mod tree;
 mod verify;

@@ -13,7 +13,7 @@ use crate::shared::CHAIN_MEMORY;
 use crate::{Freshness, IndexError, Snapshot};
 
 /// Looks at one partition are at least this far apart, except [`Freshness::Now`].
-const LOOK_PAUSE: Duration = Duration::from_secs(1);
+pub(crate) const LOOK_PAUSE: Duration = Duration::from_secs(1);
 /// "No commit" is looked at again after this long even by who is content with what is known: a chain begins some day.
 pub(crate) const NONE_MAX_AGE: Duration = Duration::from_secs(10);
 

@@ -429,7 +429,6 @@ impl Writer {
     }
 
     /// `swept`, unless a test has taken its meaning away.
-    #[cfg_attr(not(test), expect(clippy::unused_self, reason = "a test's sabotage lies there"))]
     fn voids(&self, swept: bool) -> bool {
         #[cfg(test)]
         if matches!(self.chain.shared.sabotage, Some((_, Decision::Unvoided))) {

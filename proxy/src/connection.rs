@@ -115,7 +115,13 @@ pub(crate) async fn serve(
         Ok((upstream, replies)) => {
             Box::pin(run(client, upstream, replies, &shared, &shutdown)).await
         }
-        Err(gone) => End::Upstream(gone),
+        Err(gone) => {
+            // Reset, as if nobody listened: a connection that opens and then ends before its first answer looks to
+            // clients like a wrong security protocol, and some then give up for good.
+            let _ = socket2::SockRef::from(&client).set_linger(Some(Duration::ZERO));
+            drop(client);
+            End::Upstream(gone)
+        }
     };
     shared.metrics.connections.dec();
     log(&end, peer, target, &shared);

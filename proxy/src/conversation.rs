@@ -17,7 +17,7 @@ use crate::api::k01_fetch::FetchMemory;
 use crate::connection::Answer;
 use crate::shape;
 use crate::shared::Shared;
-use crate::topics::Topics;
+use crate::topics::{BY_ID_MIN, BY_NAME_MIN, Topics};
 use crate::upstream::{Gone, Upstream};
 use crate::wire::{Prefix, WireError};
 
@@ -105,6 +105,12 @@ impl Conversation {
             .flatten()
             .find(|api| api.api_key == key as i16);
         Ok(offered.map_or(-1, |api| api.max_version))
+    }
+
+    /// Whether the broker can tell the names of topics (`by_id`) or their ids. Old ones can't: then there is no archive.
+    pub(crate) async fn tells_topics(&mut self, by_id: bool) -> Result<bool, Gone> {
+        let min = if by_id { BY_ID_MIN } else { BY_NAME_MIN };
+        Ok(min <= self.version_max(ApiKey::Metadata).await?)
     }
 
     /// Learns the ids behind `names`, as this client may see them.

@@ -26,6 +26,9 @@ pub(crate) enum HistoryError {
     /// The cluster has let it go and no commit covers it yet: the archiver may still hold it.
     #[error("no commit covers the offset yet")]
     NotYet,
+    /// The cluster serves the topic but has not told its name and id yet: what the archive has of it can't be said.
+    #[error("the cluster did not say which topic this is")]
+    NoTopic,
     /// What the cluster still holds could not be found out.
     #[error("the cluster did not say what it holds")]
     NoLiveStart,
@@ -54,6 +57,7 @@ impl HistoryError {
             HistoryError::Hole => "hole",
             HistoryError::NotYet => "not_yet",
             HistoryError::NoLiveStart => "no_live_start",
+            HistoryError::NoTopic => "no_topic",
         }
     }
 }
@@ -88,9 +92,10 @@ pub(crate) fn error_code(error: &HistoryError) -> ResponseError {
             // client waits while the alarm rings.
             IndexError::Corrupt { .. } => ResponseError::KafkaStorageError,
         },
-        HistoryError::Slow | HistoryError::NotYet | HistoryError::NoLiveStart => {
-            ResponseError::KafkaStorageError
-        }
+        HistoryError::Slow
+        | HistoryError::NotYet
+        | HistoryError::NoLiveStart
+        | HistoryError::NoTopic => ResponseError::KafkaStorageError,
         // Not OFFSET_OUT_OF_RANGE: a consumer with `auto.offset.reset=earliest` would start over at the first archived
         // record, come to the same hole, and go round for ever; franz-go would jump it.
         HistoryError::Hole => ResponseError::CorruptMessage,
@@ -127,6 +132,7 @@ mod tests {
             HistoryError::NotYet,
             HistoryError::Slow,
             HistoryError::NoLiveStart,
+            HistoryError::NoTopic,
             HistoryError::Replay(ReplayError::Missing { what: what() }),
             HistoryError::Replay(ReplayError::Corrupt {
                 what: what(),

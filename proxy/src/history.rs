@@ -10,7 +10,8 @@ use bytes::Bytes;
 use everlog_format::{Offset, PartitionKey, TopicSelection, empty_batch};
 use everlog_index::{Archive, Freshness, IndexError, Snapshot};
 use futures::FutureExt;
-use tokio::time::{Instant, timeout};
+use futures::stream::{self, StreamExt};
+use tokio::time::{Instant, timeout, timeout_at};
 use tracing::{error, warn};
 
 use crate::OnHole;
@@ -20,6 +21,9 @@ use crate::replay::{AbsenceCause, Replay, ReplayError, Slice, TimestampHit};
 
 /// The longest that one look into the index may hold up a request. It goes on behind it.
 const LOOK_MAX: Duration = Duration::from_secs(2);
+
+/// Partitions of one request that are looked up at the same time.
+const LOOKS_MAX: usize = 32;
 
 /// The same trouble is logged at most this often; the metrics count every time.
 const LOG_PAUSE: Duration = Duration::from_secs(10);
@@ -86,14 +90,45 @@ impl History {
         self.topics.matches(topic, false)
     }
 
+    /// The chain of each partition, in order, all within `limit` (as [`History::chain`] at most): what is not known by
+    /// then is [`Chain::Unknown`]. One after the other, a hundred partitions would take a hundred times as long as one
+    /// while the store is away, and no client waits for that.
+    pub(crate) async fn chains(
+        &self,
+        keys: Vec<Option<PartitionKey>>,
+        freshness: Freshness,
+        limit: Duration,
+    ) -> Vec<Chain> {
+        let until = Instant::now() + limit.min(LOOK_MAX);
+        let chain = |key: Option<PartitionKey>| async move {
+            match key {
+                Some(key) => self.chain_until(&key, freshness, until).await,
+                None => Chain::None,
+            }
+        };
+        stream::iter(keys)
+            .map(chain)
+            .buffered(LOOKS_MAX)
+            .collect()
+            .await
+    }
+
     /// The newest commit of a partition whose topic is selected by name.
     pub(crate) async fn chain(&self, key: &PartitionKey, freshness: Freshness) -> Chain {
+        self.chain_until(key, freshness, Instant::now() + LOOK_MAX)
+            .await
+    }
+
+    async fn chain_until(&self, key: &PartitionKey, freshness: Freshness, until: Instant) -> Chain {
         let (archive, key) = (Arc::clone(&self.archive), key.clone());
         let mut look = Box::pin(async move { archive.snapshot(&key, freshness).await });
         let looked = match (&mut look).now_or_never() {
             Some(looked) => looked,
+            None if until <= Instant::now() => {
+                return Chain::Unknown(self.failed(HistoryError::Slow));
+            }
             // Spawned, so that a look that takes longer than this request may wait helps the next one.
-            None => match timeout(LOOK_MAX, tokio::spawn(look)).await {
+            None => match timeout_at(until, tokio::spawn(look)).await {
                 Ok(Ok(looked)) => looked,
                 Ok(Err(_)) | Err(_) => return Chain::Unknown(self.failed(HistoryError::Slow)),
             },
@@ -170,14 +205,18 @@ impl History {
         if let AbsenceCause::Lost(reason) = absence.cause {
             self.metrics.holes_met.inc();
             let (range, partition) = (absence.range, snapshot.key());
+            let is_due = self.log_is_due();
             match self.on_hole {
                 OnHole::Fail => {
-                    error!(%partition, %range, ?reason, "a client asked for records that are lost: it gets an error");
+                    if is_due {
+                        error!(%partition, %range, ?reason, "a client asked for records that are lost: it gets an error");
+                    }
                     return Err(HistoryError::Hole);
                 }
-                OnHole::Skip => {
+                OnHole::Skip if is_due => {
                     warn!(%partition, %range, ?reason, "a client skips records that are lost")
                 }
+                OnHole::Skip => {}
             }
         }
         // A batch without records takes the client's position across. Behind it the next records, where they can be
@@ -247,15 +286,23 @@ impl History {
             .map_err(|error| self.failed(error))
     }
 
+    /// Not more than once in a while: clients repeat their requests for as long as trouble lasts.
+    fn log_is_due(&self) -> bool {
+        let mut logged = self.logged.lock().unwrap_or_else(PoisonError::into_inner);
+        let is_due = logged.is_none_or(|at| LOG_PAUSE <= at.elapsed());
+        if is_due {
+            *logged = Some(Instant::now());
+        }
+        is_due
+    }
+
     /// Counts a failure, and logs it unless one was logged just now.
     pub(crate) fn failed(&self, error: HistoryError) -> HistoryError {
         self.metrics
             .archive_failures
             .with_label_values(&[error.label()])
             .inc();
-        let mut logged = self.logged.lock().unwrap_or_else(PoisonError::into_inner);
-        if logged.is_none_or(|at| LOG_PAUSE <= at.elapsed()) {
-            *logged = Some(Instant::now());
+        if self.log_is_due() {
             warn!(
                 error = &error as &dyn Error,
                 "a request met trouble in the archive, its client will ask again"

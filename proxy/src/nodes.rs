@@ -220,6 +220,15 @@ impl Nodes {
         {
             return Some((self.advertise.clone(), i32::from(*listening)));
         }
+        let is_unchanged =
+            known.is_some_and(|node| (node.host.as_str(), node.port) == (host, port));
+        if is_unchanged
+            && known
+                .is_some_and(|node| matches!(node.listening, Err(at) if at.elapsed() < BIND_AGAIN))
+        {
+            // Every response names the brokers: that a port can't be had is logged and kept once in a while only.
+            return None;
+        }
         let listening = match known.map(|node| node.listening) {
             Some(Ok(listening)) => Ok(listening),
             Some(Err(failed)) if failed.elapsed() < BIND_AGAIN => Err(failed),

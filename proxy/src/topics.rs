@@ -24,8 +24,8 @@ const NAME_AGE_MAX: Duration = Duration::from_secs(5);
 const UNKNOWN_AGE_MAX: Duration = Duration::from_secs(5);
 
 /// Topic ids came with version 10, asking by id with version 12.
-const BY_NAME_MIN: i16 = 10;
-const BY_ID_MIN: i16 = 12;
+pub(crate) const BY_NAME_MIN: i16 = 10;
+pub(crate) const BY_ID_MIN: i16 = 12;
 const NEWEST: i16 = 13;
 
 /// What one connection has learnt.
@@ -120,6 +120,21 @@ impl Topics {
             }
         }
         Ok(())
+    }
+
+    /// Drops "the broker does not know it" of a name, so that it is asked for again at once: a broker may have served
+    /// the topic since.
+    pub(crate) fn doubt_name(&mut self, name: &TopicName) {
+        if self.id(name).is_none() {
+            self.by_name.remove(name);
+        }
+    }
+
+    /// As [`Topics::doubt_name`], for an id.
+    pub(crate) fn doubt_id(&mut self, id: Uuid) {
+        if self.name(id).is_none() {
+            self.by_id.remove(&id);
+        }
     }
 
     async fn ask(

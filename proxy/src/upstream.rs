@@ -25,6 +25,10 @@ use crate::wire::{self, Prefix, WireError};
 /// For one address. Longer only makes a dead address look like a slow cluster.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
 
+/// What was sent and is not acknowledged for this long will never be.
+#[cfg(target_os = "linux")]
+const UNACKNOWLEDGED_MAX: Duration = Duration::from_secs(120);
+
 /// Requests in flight on one connection. Kafka's clients keep 5 by default.
 const IN_FLIGHT_MAX: usize = 256;
 
@@ -119,7 +123,12 @@ pub(crate) fn tune(stream: &TcpStream) -> io::Result<()> {
         .with_time(Duration::from_secs(60))
         .with_interval(Duration::from_secs(10))
         .with_retries(6);
-    SockRef::from(stream).set_tcp_keepalive(&keepalive)
+    let socket = SockRef::from(stream);
+    socket.set_tcp_keepalive(&keepalive)?;
+    // Keepalive is silent while something is under way: then this ends it.
+    #[cfg(target_os = "linux")]
+    socket.set_tcp_user_timeout(Some(UNACKNOWLEDGED_MAX))?;
+    Ok(())
 }
 
 /// Takes over a fresh connection to a broker.

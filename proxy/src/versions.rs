@@ -45,17 +45,19 @@ const fn reviewed(
 
 use Treatment::{Answered, Passed, Patched};
 
-/// The list, by key. Schemas: Kafka 4.3.1; versions that brokers before 4.0 still had were read in 3.9's.
+/// The list, by key. No version is on it that the schemas of Kafka 4.3.1 (in its `kafka-clients` jar) do not have, but for
+/// Produce; so none is older than what brokers offer since 4.0. All of them were searched for addresses there: the ones
+/// that are passed have none of a broker's.
 pub(crate) static REVIEWED: &[Reviewed] = &[
-    // Versions 0 to 2 are gone from brokers since 4.0, which still offer them: librdkafka switches compression off
-    // without them.
+    // Versions 0 to 2 are gone since 4.0, but brokers still offer them, and so do we: librdkafka switches compression
+    // off without them (KAFKA-18659). Who uses them gets the broker's refusal.
     reviewed(0, "Produce", 0, 13, Patched),
     reviewed(1, "Fetch", 4, 18, Answered),
     // The codec ends at 10; 11 only adds a question about tiered storage.
     reviewed(2, "ListOffsets", 1, 10, Answered),
     reviewed(3, "Metadata", 0, 13, Patched),
-    reviewed(8, "OffsetCommit", 0, 10, Passed),
-    reviewed(9, "OffsetFetch", 0, 10, Passed),
+    reviewed(8, "OffsetCommit", 2, 10, Passed),
+    reviewed(9, "OffsetFetch", 1, 10, Passed),
     reviewed(10, "FindCoordinator", 0, 6, Patched),
     reviewed(11, "JoinGroup", 0, 9, Passed),
     reviewed(12, "Heartbeat", 0, 4, Passed),
@@ -68,8 +70,8 @@ pub(crate) static REVIEWED: &[Reviewed] = &[
     // without frames would follow.
     reviewed(17, "SaslHandshake", 0, 1, Passed),
     reviewed(18, "ApiVersions", 0, 4, Answered),
-    reviewed(19, "CreateTopics", 0, 7, Passed),
-    reviewed(20, "DeleteTopics", 0, 6, Passed),
+    reviewed(19, "CreateTopics", 2, 7, Passed),
+    reviewed(20, "DeleteTopics", 1, 6, Passed),
     reviewed(21, "DeleteRecords", 0, 2, Passed),
     reviewed(22, "InitProducerId", 0, 5, Passed),
     reviewed(23, "OffsetForLeaderEpoch", 2, 4, Answered),
@@ -79,19 +81,19 @@ pub(crate) static REVIEWED: &[Reviewed] = &[
     reviewed(26, "EndTxn", 0, 5, Passed),
     reviewed(28, "TxnOffsetCommit", 0, 5, Passed),
     // The hosts in these three are those of ACL rules.
-    reviewed(29, "DescribeAcls", 0, 3, Passed),
-    reviewed(30, "CreateAcls", 0, 3, Passed),
-    reviewed(31, "DeleteAcls", 0, 3, Passed),
-    reviewed(32, "DescribeConfigs", 0, 4, Passed),
+    reviewed(29, "DescribeAcls", 1, 3, Passed),
+    reviewed(30, "CreateAcls", 1, 3, Passed),
+    reviewed(31, "DeleteAcls", 1, 3, Passed),
+    reviewed(32, "DescribeConfigs", 1, 4, Passed),
     reviewed(33, "AlterConfigs", 0, 2, Passed),
-    reviewed(34, "AlterReplicaLogDirs", 0, 2, Passed),
-    reviewed(35, "DescribeLogDirs", 0, 5, Passed),
+    reviewed(34, "AlterReplicaLogDirs", 1, 2, Passed),
+    reviewed(35, "DescribeLogDirs", 1, 5, Passed),
     reviewed(36, "SaslAuthenticate", 0, 2, Passed),
     reviewed(37, "CreatePartitions", 0, 3, Passed),
-    reviewed(38, "CreateDelegationToken", 0, 3, Passed),
-    reviewed(39, "RenewDelegationToken", 0, 2, Passed),
-    reviewed(40, "ExpireDelegationToken", 0, 2, Passed),
-    reviewed(41, "DescribeDelegationToken", 0, 3, Passed),
+    reviewed(38, "CreateDelegationToken", 1, 3, Passed),
+    reviewed(39, "RenewDelegationToken", 1, 2, Passed),
+    reviewed(40, "ExpireDelegationToken", 1, 2, Passed),
+    reviewed(41, "DescribeDelegationToken", 1, 3, Passed),
     reviewed(42, "DeleteGroups", 0, 2, Passed),
     reviewed(43, "ElectLeaders", 0, 2, Passed),
     reviewed(44, "IncrementalAlterConfigs", 0, 1, Passed),

@@ -13,6 +13,7 @@ import (
 	"context"
 	"crypto/sha256"
 	"encoding/hex"
+	"errors"
 	"fmt"
 	"io"
 	"os"
@@ -280,7 +281,15 @@ func group(bootstrap, topic, name, folder, countText string) error {
 			break
 		}
 		var failed error
-		fetches.EachError(func(_ string, p int32, err error) { failed = fmt.Errorf("partition %d: %w", p, err) })
+		fetches.EachError(func(_ string, p int32, err error) {
+			// The member lost its session, or could not join yet. The client says so and goes on by itself.
+			var session *kgo.ErrGroupSession
+			if errors.As(err, &session) {
+				fmt.Fprintln(os.Stderr, "goes on:", err)
+				return
+			}
+			failed = fmt.Errorf("partition %d: %w", p, err)
+		})
 		fetches.EachRecord(func(r *kgo.Record) {
 			if err := out.write(r); err != nil {
 				failed = err

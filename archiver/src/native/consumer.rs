@@ -155,18 +155,8 @@ impl Consumer {
         changes: impl FnOnce(&mut S, Vec<Change>),
         mut handle: impl FnMut(&mut S, Delivery<'_>),
     ) -> usize {
-        let timeout_ms = c_int::try_from(timeout.as_millis()).unwrap_or(c_int::MAX);
-        // SAFETY: queue and array are alive, and the array has room for as many pointers as it says.
-        let count = unsafe {
-            rd_kafka_consume_batch_queue(
-                self.queue.as_ptr(),
-                timeout_ms,
-                self.batch.as_mut_ptr(),
-                self.batch.len(),
-            )
-        };
+        let count = self.take_messages(timeout);
         changes(state, self.take_changes());
-        let count = usize::try_from(count).unwrap_or(0);
         let mut before: Option<(*mut rd_kafka_topic_t, i32)> = None;
         let mut topic = "";
         for &message in &self.batch[..count] {
@@ -200,6 +190,24 @@ impl Consumer {
         count
     }
 
+    /// Fills the batch with what is there, after waiting up to `timeout` for the first; returns how many there are.
+    ///
+    /// One by one, and not by `rd_kafka_consume_batch_queue`: that one moves the application's position one past the
+    /// offset of an end-of-partition event. librdkafka pauses all partitions at each rebalance until the callback has
+    /// run, and then resumes them at this position: the record that came at that offset was skipped without a word.
+    fn take_messages(&mut self, timeout: Duration) -> usize {
+        let mut timeout_ms = c_int::try_from(timeout.as_millis()).unwrap_or(c_int::MAX);
+        for (count, slot) in self.batch.iter_mut().enumerate() {
+            // SAFETY: the queue is alive. A message that comes back is ours until it is freed in `poll`.
+            *slot = unsafe { rd_kafka_consume_queue(self.queue.as_ptr(), timeout_ms) };
+            if slot.is_null() {
+                return count;
+            }
+            timeout_ms = 0;
+        }
+        self.batch.len()
+    }
+
     /// What the group gave and took since the last call, in order.
     pub(crate) fn take_changes(&self) -> Vec<Change> {
         std::mem::take(
@@ -211,8 +219,8 @@ impl Consumer {
         )
     }
 
-    /// Lets the fetcher begin at `offset`. With an epoch, librdkafka first asks the leader whether the log still
-    /// reaches this position in that epoch (KIP-320).
+    /// Lets the fetcher begin at `offset`. The epoch is that of the record before it: when librdkafka learns of a newer
+    /// one (not sooner), it asks the leader whether the log still reaches this position in that epoch (KIP-320).
     pub(crate) fn assign(
         &self,
         topic: &str,
@@ -228,9 +236,8 @@ impl Consumer {
 
     /// Takes the partition from the fetcher, for good or until [`Consumer::assign`] says where to go on.
     ///
-    /// librdkafka's own pause and resume is not for us. It resumes at the position of the application, which the batch
-    /// queue moves one past the offset of an end-of-partition event, so the record that comes there next would be
-    /// skipped without a word. And a pause outlives the assignment: a partition assigned anew would stand still.
+    /// librdkafka's own pause and resume is not for us: a pause outlives the assignment, so that a partition assigned
+    /// anew would stand still, and where it resumes is not ours to say.
     pub(crate) fn unassign(&self, topic: &str, partition: i32) -> Result<(), String> {
         let mut list = List::new();
         list.add(topic, partition, NO_OFFSET, None);

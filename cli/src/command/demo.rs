@@ -27,7 +27,7 @@ use tokio_util::sync::CancellationToken;
 use crate::args::DemoArgs;
 use crate::config::{ArchivePlace, Roles, memory_split};
 use crate::data_dir::DataDir;
-use crate::open::open_to_serve;
+use crate::open::{open_to_serve, store_to_serve};
 use crate::table::{Table, grouped, short_bytes};
 use crate::terminal::print;
 
@@ -119,7 +119,8 @@ pub(crate) async fn demo(args: DemoArgs) -> Result<ExitCode> {
         url: place.archive_url()?,
         s3: Default::default(),
     };
-    let archive = open_to_serve(&archive_place, true, data_dir.node_cache()).await?;
+    let store = store_to_serve(&archive_place, true).await?;
+    let archive = open_to_serve(store, true, data_dir.node_cache()).await?;
     let shared = Arc::new(Shared {
         archive: Arc::clone(&archive),
         keys: OnceLock::new(),
@@ -132,9 +133,11 @@ pub(crate) async fn demo(args: DemoArgs) -> Result<ExitCode> {
     // However this ends, nothing goes on behind it.
     let _stop = shared.stop.clone().drop_guard();
 
-    let mut tasks = Tasks::default();
-    tasks.archiver = Some(start_archiver(&servers, &shared, &data_dir)?);
-    tasks.watcher = Some(tokio::spawn(watch(servers.clone(), Arc::clone(&shared))));
+    let mut tasks = Tasks {
+        archiver: Some(start_archiver(&servers, &shared, &data_dir)?),
+        watcher: Some(tokio::spawn(watch(servers.clone(), Arc::clone(&shared)))),
+        ..Tasks::default()
+    };
     let (to, with) = (servers.clone(), Arc::clone(&shared));
     tasks.producer = Some(tokio::task::spawn_blocking(move || {
         produce(&to, &with, bytes, TAIL_RECORDS)

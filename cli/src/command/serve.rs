@@ -16,7 +16,7 @@ use crate::config::{HoleRule, ServiceConfig};
 use crate::data_dir::DataDir;
 use crate::health::{Health, State};
 use crate::metrics_server::MetricsServer;
-use crate::open::open_to_serve;
+use crate::open::{open_to_serve, store_to_serve};
 use crate::process_metrics::ProcessMetrics;
 use crate::signals::{DRAIN_MAX, shutdown_on_signal};
 use crate::store_metrics::StoreMetrics;
@@ -78,14 +78,11 @@ async fn start(config: &ServiceConfig, registry: &Registry, health: &Health) -> 
         warn!("the archive is in memory: everything in it is lost when this process ends");
     }
     // A proxy of its own never writes: where there is no archive yet, it has to wait for somebody's archiver.
-    let archive = open_to_serve(
-        &config.archive,
-        config.roles.archiver,
-        data_dir.node_cache(),
-    )
-    .await?;
-    registry.register(Box::new(StoreMetrics::new(Arc::clone(archive.store()))?))?;
+    let create = config.roles.archiver;
+    let store = store_to_serve(&config.archive, create).await?;
+    registry.register(Box::new(StoreMetrics::new(Arc::clone(&store))?))?;
     registry.register(Box::new(ProcessMetrics::new()?))?;
+    let archive = open_to_serve(store, create, data_dir.node_cache()).await?;
     health.set(ARCHIVE, State::Ready);
     info!(archive = archive.store().url(), topics = %config.topics, "the archive is open");
 

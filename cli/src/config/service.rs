@@ -324,11 +324,13 @@ fn check_proxy(values: &Values, layers: &Layers, problems: &mut Vec<Problem>) {
         .map(|text| text.to_ascii_uppercase());
     if let (Some(protocol), Some(raw)) =
         (protocol, layers.merged.properties.get("security.protocol"))
+        // Clients bring their own SASL exchange, which passes through the proxy: nothing is asked of us.
         && protocol != "PLAINTEXT"
+        && protocol != "SASL_PLAINTEXT"
     {
         let message = format!(
-            "`security.protocol` = {protocol}: the proxy speaks PLAINTEXT to the cluster so far; name a PLAINTEXT listener, or \
-             run `everlog archive` alone"
+            "`security.protocol` = {protocol}: this version of the proxy speaks no TLS to the cluster; name a PLAINTEXT or \
+             SASL_PLAINTEXT listener, or run `everlog archive` alone"
         );
         problems.push(Problem::new(&raw.origin, message));
     }
@@ -408,6 +410,7 @@ mod tests {
             &[],
         );
         check(Roles::ARCHIVER, &[("security.protocol", "SASL_SSL")], &[]);
+        check(Roles::BOTH, &[("security.protocol", "SASL_PLAINTEXT")], &[]);
         check(Roles::BOTH, &[("archive", "memory://")], &[]);
         check(Roles::ARCHIVER, &[("listen", "0.0.0.0:19092")], &[]);
     }
@@ -439,7 +442,16 @@ mod tests {
             &[("bootstrap_servers", "127.0.0.1:19092")],
             &["is the proxy itself"],
         );
-        check(Roles::BOTH, &[("security.protocol", "SSL")], &["PLAINTEXT"]);
+        check(
+            Roles::BOTH,
+            &[("security.protocol", "SSL")],
+            &["speaks no TLS"],
+        );
+        check(
+            Roles::PROXY,
+            &[("security.protocol", "sasl_ssl")],
+            &["speaks no TLS"],
+        );
         check(
             Roles::BOTH,
             &[("memory", "128MiB")],

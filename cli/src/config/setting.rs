@@ -375,7 +375,7 @@ mod tests {
     fn every_key_says_what_its_absence_means() {
         for setting in SETTINGS {
             assert!(
-                setting.default.is_some() != !setting.absent.is_empty(),
+                setting.default.is_some() == setting.absent.is_empty(),
                 "{}",
                 setting.key
             );

@@ -112,6 +112,16 @@ fn renew(world: &World, entry: &mut Entry) {
     }
 }
 
+/// An archiver's own count of the losses in a row to one rival.
+#[derive(Clone, Copy, Debug, Default)]
+struct Losses {
+    owner: Option<Owner>,
+    /// Those that the writer must have seen.
+    least: u32,
+    /// And those that it can have seen.
+    most: u32,
+}
+
 impl Process {
     /// Whether an error may come at all; the program ends if not.
     fn accept(&self, error: &IndexError) {
@@ -157,7 +167,7 @@ impl Process {
         let mut queue: Vec<Entry> = Vec::new();
         // The last append that ended without knowing, and our own count of losses to one rival.
         let mut unsure: Vec<Entry> = Vec::new();
-        let mut losses: (Option<Owner>, u32) = (None, 0);
+        let mut losses = Losses::default();
         loop {
             // Sometimes a retry comes with more than the first try had.
             if queue.is_empty() || self.world.dice(if unsure.is_empty() { 8 } else { 2 }) {
@@ -183,7 +193,7 @@ impl Process {
                     self.check_committed(&snapshot, &queue);
                     queue.clear();
                     unsure.clear();
-                    losses = (None, 0);
+                    losses = Losses::default();
                 }
                 Ok(Appended::Lost { snapshot, swept }) => {
                     if unsure.is_empty() || unsure == queue {
@@ -193,7 +203,7 @@ impl Process {
                     let recalled = self.world.state().recalled.remove(&self.owner);
                     if recalled {
                         // A writer that finds the newest after a day counts anew.
-                        losses = (None, 0);
+                        losses = Losses::default();
                     } else {
                         self.count_loss(&mut losses, base, &snapshot);
                     }
@@ -207,7 +217,7 @@ impl Process {
                     }
                 }
                 Err(WriterError::Contended { .. }) => {
-                    if losses.1 < 2 {
+                    if losses.most < 2 {
                         self.world
                             .fail(format!("{} says contended after {losses:?}", self.owner));
                     }
@@ -224,33 +234,34 @@ impl Process {
     }
 
     /// Every third loss in a row to one archiver has to be called contended, none before.
-    fn count_loss(
-        &self,
-        losses: &mut (Option<Owner>, u32),
-        base: Option<u64>,
-        snapshot: &Snapshot,
-    ) {
+    fn count_loss(&self, losses: &mut Losses, base: Option<u64>, snapshot: &Snapshot) {
         let number = base.map_or(0, |base| base + 1);
         let state = self.world.state();
         let winner = usize::try_from(number)
             .ok()
             .and_then(|index| state.commits.get(index))
             .cloned();
+        // The writer may have read the winner before it was pruned, or have found it gone: nobody can tell by now.
         let pruned = number < state.pruned_below;
         drop(state);
         match winner {
-            Some(winner)
-                if winner.kind == CommitKind::Append && winner.owner != self.owner && !pruned =>
-            {
-                *losses = match *losses {
-                    (Some(same), count) if same == winner.owner => (Some(same), count + 1),
-                    _ => (Some(winner.owner), 1),
+            Some(winner) if winner.kind == CommitKind::Append && winner.owner != self.owner => {
+                let same = losses.owner == Some(winner.owner);
+                let (least, most) = if same {
+                    (losses.least, losses.most)
+                } else {
+                    (0, 0)
+                };
+                *losses = Losses {
+                    owner: Some(winner.owner),
+                    least: if pruned { 0 } else { least + 1 },
+                    most: most + 1,
                 };
             }
             Some(winner) if winner.kind == CommitKind::Sweep => {}
-            _ => *losses = (None, 0),
+            _ => *losses = Losses::default(),
         }
-        if 3 <= losses.1 && snapshot.number() < u64::MAX {
+        if 3 <= losses.least && snapshot.number() < u64::MAX {
             self.world.fail(format!(
                 "{} lost {losses:?} and was not told so",
                 self.owner

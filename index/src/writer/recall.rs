@@ -15,7 +15,10 @@ use crate::{IndexError, Snapshot};
 
 impl Writer {
     /// Rows U to X: finds the newest commit if the chain has not been read for a day. `None`: go on from the base.
-    pub(super) async fn recall(&mut self, change: &Change) -> Result<Option<Appended>, WriterError> {
+    pub(super) async fn recall(
+        &mut self,
+        change: &Change,
+    ) -> Result<Option<Appended>, WriterError> {
         if !self.is_forgetful() {
             return Ok(None);
         }

@@ -11,7 +11,7 @@
 //! An error of the broker goes through, so DESCRIBE, leadership and epochs are its business. While the archive can't be
 //! read, the answer is KAFKA_STORAGE_ERROR, never the cluster's own earliest, which would skip all history.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -41,6 +41,9 @@ const FRESH: Freshness = Freshness::Within(Duration::from_secs(10));
 /// Clients give up after 30 s; version 10 says how long they wait.
 const LIMIT_MAX: Duration = Duration::from_secs(20);
 
+/// For the chains of all partitions together.
+const LOOK_MAX: Duration = Duration::from_secs(2);
+
 /// Partitions whose archives are searched at the same time.
 const SEARCHES: usize = 8;
 
@@ -60,7 +63,7 @@ pub(crate) async fn answer(
     let mut response: ListOffsetsResponse =
         wire::decode_response(KEY, version, &shape::LIST_OFFSETS_RESPONSE, &bytes)
             .map_err(Gone::from)?;
-    let searches = searches(conversation, &request).await?;
+    let searches = searches(conversation, &request, &response).await?;
     let limit = match u64::try_from(request.timeout_ms) {
         Ok(limit) if version >= 10 && limit > 0 => Duration::from_millis(limit).min(LIMIT_MAX),
         _ => LIMIT_MAX,
@@ -86,57 +89,86 @@ pub(crate) async fn answer(
 /// What is asked of partitions that may have an archive.
 type Searches = HashMap<(TopicName, i32), (i64, Chain)>;
 
+/// One question that the archive can answer too.
+struct Question {
+    topic: TopicName,
+    partition: i32,
+    timestamp: i64,
+}
+
 async fn searches(
     conversation: &mut Conversation,
     request: &ListOffsetsRequest,
+    response: &ListOffsetsResponse,
 ) -> Result<Searches, Gone> {
     let mut found = HashMap::new();
-    // A follower asks for its own purposes.
-    if request.replica_id.0 >= 0 {
+    let questions = questions(request, response, &conversation.shared.history);
+    if questions.is_empty() {
         return Ok(found);
     }
-    let shared = Arc::clone(&conversation.shared);
-    let archive_knows =
-        |question: i64| question == EARLIEST || question == MAX_TIMESTAMP || question >= 0;
-    let asks =
-        |partitions: &[kafka_protocol::messages::list_offsets_request::ListOffsetsPartition]| {
-            partitions
-                .iter()
-                .any(|partition| archive_knows(partition.timestamp))
-        };
-    let topics = request
-        .topics
-        .iter()
-        .filter(|topic| asks(&topic.partitions) && shared.history.selects(&topic.name));
-    let topics: Vec<_> = topics.collect();
-    if topics.is_empty() {
-        return Ok(found);
-    }
-    conversation
-        .learn_ids(topics.iter().map(|topic| &topic.name))
-        .await?;
-    for topic in topics {
-        let Some(id) = conversation.topics.id(&topic.name) else {
-            continue;
-        };
-        for partition in topic
-            .partitions
-            .iter()
-            .filter(|partition| archive_knows(partition.timestamp))
-        {
-            let Some(key) = conversation.topics.key(id, partition.partition_index) else {
-                continue;
-            };
-            let chain = shared.history.chain(&key, FRESH).await;
-            if !matches!(chain, Chain::None) {
-                found.insert(
-                    (topic.name.clone(), partition.partition_index),
-                    (partition.timestamp, chain),
-                );
-            }
+    let names: Vec<&TopicName> = questions.iter().map(|question| &question.topic).collect();
+    conversation.learn_ids(names.iter().copied()).await?;
+    let unknown =
+        |conversation: &Conversation, name: &TopicName| conversation.topics.id(name).is_none();
+    if names.iter().any(|name| unknown(conversation, name)) {
+        // The broker has just answered for this topic, so it knows it by now.
+        for name in &names {
+            conversation.topics.doubt_name(name);
         }
+        conversation.learn_ids(names.iter().copied()).await?;
+    }
+    let tells = conversation.tells_topics(false).await?;
+    let key = |question: &Question| {
+        let id = conversation.topics.id(&question.topic)?;
+        conversation.topics.key(id, question.partition)
+    };
+    let keys: Vec<_> = questions.iter().map(key).collect();
+    let history = &conversation.shared.history;
+    let chains = history.chains(keys.clone(), FRESH, LOOK_MAX).await;
+    for ((question, key), chain) in questions.into_iter().zip(keys).zip(chains) {
+        let chain = match (key, chain) {
+            // Which topic it is was not told, so it is not known either that it has no history.
+            (None, _) if tells => Chain::Unknown(history.failed(HistoryError::NoTopic)),
+            (_, Chain::None) => continue,
+            (_, chain) => chain,
+        };
+        let place = (question.topic, question.partition);
+        found.insert(place, (question.timestamp, chain));
     }
     Ok(found)
+}
+
+/// What the broker answered without an error and the archive may know better.
+fn questions(
+    request: &ListOffsetsRequest,
+    response: &ListOffsetsResponse,
+    history: &History,
+) -> Vec<Question> {
+    // A follower asks for its own purposes.
+    if request.replica_id.0 >= 0 {
+        return Vec::new();
+    }
+    let topics = response.topics.iter();
+    let answers = topics.flat_map(|topic| topic.partitions.iter().map(move |p| (&topic.name, p)));
+    let answered: HashSet<(&TopicName, i32)> = answers
+        .filter(|(_, partition)| partition.error_code == 0)
+        .map(|(name, partition)| (name, partition.partition_index))
+        .collect();
+    let knows = |question: i64| question == EARLIEST || question == MAX_TIMESTAMP || question >= 0;
+    let topics = request.topics.iter();
+    let asked = topics.flat_map(|topic| topic.partitions.iter().map(move |p| (&topic.name, p)));
+    asked
+        .filter(|(name, partition)| {
+            knows(partition.timestamp)
+                && answered.contains(&(*name, partition.partition_index))
+                && history.selects(name)
+        })
+        .map(|(name, partition)| Question {
+            topic: name.clone(),
+            partition: partition.partition_index,
+            timestamp: partition.timestamp,
+        })
+        .collect()
 }
 
 async fn merge_all(

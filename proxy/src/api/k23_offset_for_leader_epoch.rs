@@ -11,7 +11,7 @@ use bytes::Bytes;
 use everlog_index::{EpochStart, Freshness};
 use kafka_protocol::messages::offset_for_leader_epoch_response::EpochEndOffset;
 use kafka_protocol::messages::{ApiKey, OffsetForLeaderEpochRequest, OffsetForLeaderEpochResponse};
-use tokio::time::{Duration, timeout};
+use tokio::time::{Duration, Instant, timeout_at};
 
 use crate::connection::Answer;
 use crate::conversation::{Conversation, Failed};
@@ -21,7 +21,7 @@ use crate::wire::{self, Prefix};
 
 const KEY: ApiKey = ApiKey::OffsetForLeaderEpoch;
 
-/// The epochs lie in the tree's nodes, most of them cached.
+/// For all partitions together. The epochs lie in the tree's nodes, most of them cached.
 const LIMIT: Duration = Duration::from_secs(2);
 
 /// Answers one OffsetForLeaderEpoch.
@@ -77,35 +77,32 @@ async fn sharpen(
     conversation
         .learn_ids(selected.iter().map(|topic| &topic.topic))
         .await?;
+    let mut asked = Vec::new();
     for topic in selected {
-        let Some(id) = conversation.topics.id(&topic.topic) else {
+        let id = conversation.topics.id(&topic.topic);
+        for partition in &topic.partitions {
+            let key = id.and_then(|id| conversation.topics.key(id, partition.partition));
+            asked.push((&topic.topic, partition, key));
+        }
+    }
+    let until = Instant::now() + LIMIT;
+    let keys = asked.iter().map(|(.., key)| key.clone()).collect();
+    let history = &shared.history;
+    let chains = history.chains(keys, Freshness::Known, LIMIT).await;
+    for ((topic, asked, _), chain) in asked.into_iter().zip(chains) {
+        let answers = response.topics.iter_mut();
+        let answer = answers
+            .filter(|answers| answers.topic == *topic)
+            .flat_map(|answers| &mut answers.partitions)
+            .find(|answer| answer.partition == asked.partition);
+        let Some(answer) = answer.filter(|answer| answer.error_code == 0) else {
             continue;
         };
-        let Some(answers) = response
-            .topics
-            .iter_mut()
-            .find(|answer| answer.topic == topic.topic)
-        else {
+        let Some(snapshot) = chain.snapshot() else {
             continue;
         };
-        for asked in &topic.partitions {
-            let answer = answers
-                .partitions
-                .iter_mut()
-                .find(|answer| answer.partition == asked.partition);
-            let Some(answer) = answer.filter(|answer| answer.error_code == 0) else {
-                continue;
-            };
-            let Some(key) = conversation.topics.key(id, asked.partition) else {
-                continue;
-            };
-            let chain = shared.history.chain(&key, Freshness::Known).await;
-            let Some(snapshot) = chain.snapshot() else {
-                continue;
-            };
-            if let Ok(Ok(epochs)) = timeout(LIMIT, snapshot.epochs()).await {
-                merge(answer, asked.leader_epoch, &epochs);
-            }
+        if let Ok(Ok(epochs)) = timeout_at(until, snapshot.epochs()).await {
+            merge(answer, asked.leader_epoch, &epochs);
         }
     }
     Ok(())

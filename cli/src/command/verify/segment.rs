@@ -5,13 +5,14 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use everlog_format::{Hash, OffsetRange, RowGroupReader, Segment};
-use everlog_index::{DataEntry, Snapshot};
-use everlog_store::{Key, Store};
+use everlog_index::DataEntry;
+use everlog_store::{Key, Store, StoreError};
 use indicatif::ProgressBar;
 use sha2::{Digest, Sha256};
 
+use super::report::{Finding, all_causes, store_finding};
 use super::tally::Tally;
-use super::{Finding, all_causes, store_finding};
+use super::walk::Target;
 
 /// Bytes that are only hashed are read in pieces of this size.
 const PIECE_BYTES: u64 = 8 << 20;
@@ -19,15 +20,25 @@ const PIECE_BYTES: u64 = 8 << 20;
 /// Raw bytes decoded at a time.
 const SLICE_RAW_BYTES: usize = 1 << 20;
 
+/// A segment as the tree names it.
+pub(super) struct Named<'a> {
+    pub(super) object: &'a Key,
+    pub(super) range: OffsetRange,
+    pub(super) data: &'a DataEntry,
+}
+
 /// What is wrong with the segment, if anything.
-pub(crate) async fn check(
+pub(super) async fn check(
     store: &Arc<dyn Store>,
-    snapshot: &Snapshot,
-    range: OffsetRange,
-    data: &DataEntry,
+    target: &Target,
+    named: &Named<'_>,
     bar: &ProgressBar,
 ) -> Option<Finding> {
-    let key = snapshot.segment_key(range, data);
+    let Named {
+        object: key,
+        range,
+        data,
+    } = *named;
     let damage = |why: String| {
         Some(Finding::Damage {
             what: key.to_string(),
@@ -43,15 +54,15 @@ pub(crate) async fn check(
             ));
         }
     };
-    let tail = match store.get_range(&key, footer_start..data.bytes).await {
+    let tail = match store.get_range(key, footer_start..data.bytes).await {
         Ok(tail) => tail,
-        Err(err) => return Some(store_finding(key.to_string(), &err)),
+        Err(err) => return unread(store, key, data, &err).await,
     };
     let segment = match Segment::parse(&tail, data.bytes) {
         Ok(segment) => Arc::new(segment),
         Err(err) => return damage(all_causes(&err)),
     };
-    if let Some(why) = wrong_identity(&segment, snapshot, range) {
+    if let Some(why) = wrong_identity(&segment, target, range) {
         return damage(why);
     }
     let pieces = match pieces(&segment, footer_start) {
@@ -64,9 +75,9 @@ pub(crate) async fn check(
         trouble: None,
     };
     for piece in pieces {
-        let bytes = match store.get_range(&key, piece.bytes.clone()).await {
+        let bytes = match store.get_range(key, piece.bytes.clone()).await {
             Ok(bytes) => bytes,
-            Err(err) => return Some(store_finding(key.to_string(), &err)),
+            Err(err) => return unread(store, key, data, &err).await,
         };
         bar.inc(bytes.len() as u64);
         let segment = Arc::clone(&segment);
@@ -86,7 +97,58 @@ pub(crate) async fn check(
     }
     bar.inc(tail.len() as u64);
     state.hasher.update(&tail);
-    conclude(&key, state, data)
+    match conclude(key, state, data) {
+        None => too_long(store, key, data).await,
+        found => found,
+    }
+}
+
+/// A range that could not be read. An object that is too short is refused like one that may not be read, so its
+/// listed size has to tell the two apart.
+async fn unread(
+    store: &Arc<dyn Store>,
+    key: &Key,
+    data: &DataEntry,
+    err: &StoreError,
+) -> Option<Finding> {
+    if matches!(err, StoreError::Refused { .. })
+        && let Some(size) = listed_size(store, key).await
+        && size != data.bytes
+    {
+        return Some(Finding::Damage {
+            what: key.to_string(),
+            why: format!("it has {size} bytes, and the index says {}", data.bytes),
+        });
+    }
+    Some(store_finding(key.to_string(), err))
+}
+
+/// The object's size as its folder's listing tells it. Asked for only where something is wrong: a listing is dear.
+async fn listed_size(store: &Arc<dyn Store>, key: &Key) -> Option<u64> {
+    let (folder, _) = key.as_str().rsplit_once('/')?;
+    let mut token = None;
+    loop {
+        let page = store.list(folder, false, token).await.ok()?;
+        let found = page.objects.iter().find(|(listed, _)| listed == key);
+        if let Some((_, size)) = found {
+            return Some(*size);
+        }
+        token = Some(page.next?);
+    }
+}
+
+/// Bytes behind the end would be in nobody's hash: the byte after the last must not be there.
+async fn too_long(store: &Arc<dyn Store>, key: &Key, data: &DataEntry) -> Option<Finding> {
+    let end = data.bytes;
+    match store.get_range(key, end..end.saturating_add(1)).await {
+        Ok(_) => Some(Finding::Damage {
+            what: key.to_string(),
+            why: format!("it goes on after the {end} bytes that the index says"),
+        }),
+        // As it should be. That reading is allowed has been shown by all the ranges before.
+        Err(StoreError::Refused { .. }) => None,
+        Err(err) => Some(store_finding(key.to_string(), &err)),
+    }
 }
 
 /// The hash says most: with it right, a wrong figure is the index's.
@@ -103,8 +165,8 @@ fn conclude(key: &Key, state: State, data: &DataEntry) -> Option<Finding> {
     })
 }
 
-fn wrong_identity(segment: &Segment, snapshot: &Snapshot, range: OffsetRange) -> Option<String> {
-    let (identity, key) = (segment.identity(), snapshot.key());
+fn wrong_identity(segment: &Segment, target: &Target, range: OffsetRange) -> Option<String> {
+    let (identity, key) = (segment.identity(), &target.key);
     if identity.incarnation != key.incarnation || identity.partition != key.partition {
         let (incarnation, partition) = (&identity.incarnation, identity.partition);
         return Some(format!(
@@ -112,7 +174,7 @@ fn wrong_identity(segment: &Segment, snapshot: &Snapshot, range: OffsetRange) ->
             incarnation.cluster, incarnation.topic_id
         ));
     }
-    if identity.topic != snapshot.topic().name {
+    if identity.topic != target.topic.name {
         return Some(format!(
             "it says that it belongs to the topic {}",
             identity.topic
@@ -238,7 +300,7 @@ mod tests {
     #[test]
     fn row_groups_that_overlap_or_leave_the_file_are_refused() {
         assert_eq!(lay_out([4..100, 99..200].into_iter(), 300), None);
-        assert_eq!(lay_out([4..301].into_iter(), 300), None);
+        assert_eq!(lay_out(std::iter::once(4..301), 300), None);
         #[expect(clippy::reversed_empty_ranges, reason = "a file may say anything")]
         let backwards = 10..4;
         assert_eq!(lay_out([backwards].into_iter(), 300), None);

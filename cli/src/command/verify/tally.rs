@@ -168,7 +168,8 @@ mod tests {
 
     #[test]
     fn every_figure_of_the_index_is_held_against_the_records() {
-        let broken: [(&str, fn(&mut DataEntry)); 6] = [
+        type Break = fn(&mut DataEntry);
+        let broken: [(&str, Break); 6] = [
             ("records", |data| data.records += 1),
             ("raw bytes", |data| data.raw_bytes += 1),
             ("timestamps", |data| data.min_timestamp_ms += 1),

@@ -20,7 +20,8 @@ use super::request::{TopicRef, Wanted};
 pub(super) enum Served {
     Live,
     Archive,
-    /// The broker left it out.
+    /// The broker left it out. The client gets an empty answer: Java throws a full response away that lacks one of its
+    /// partitions.
     Missing,
 }
 
@@ -30,6 +31,8 @@ pub(super) struct Part {
     pub(super) data: PartitionData,
     pub(super) records: Vec<Bytes>,
     pub(super) served: Served,
+    /// An error of ours that may pass: held back while there is time, since a client that asks again at once would spin.
+    pub(super) may_pass: bool,
 }
 
 impl Part {
@@ -39,7 +42,7 @@ impl Part {
 
     /// Worth sending before the client's time is over.
     pub(super) fn says_something(&self) -> bool {
-        self.data.error_code != 0
+        (self.data.error_code != 0 && !self.may_pass)
             || !self.records.is_empty()
             || 0 <= self.data.preferred_read_replica.0
     }
@@ -57,6 +60,7 @@ impl Part {
             data,
             records: Vec::new(),
             served: Served::Archive,
+            may_pass: false,
         }
     }
 
@@ -64,6 +68,7 @@ impl Part {
     pub(super) fn failed(partition: i32, error: &HistoryError, version: i16) -> Part {
         let mut part = Part::empty(partition, -1, -1);
         part.data.error_code = fetch_error_code(error, version);
+        part.may_pass = error.may_pass();
         part
     }
 }
@@ -112,6 +117,7 @@ impl Parts {
                 data,
                 records,
                 served: Served::Live,
+                may_pass: false,
             }
         };
         let parts = wanted.iter().map(part).collect();
@@ -150,11 +156,7 @@ pub(super) fn encode(prefix: Prefix, wanted: &[Wanted], parts: Parts) -> Answer 
         // No session.
         out.buffer.put_i32(0);
     }
-    let pairs: Vec<(&Wanted, &Part)> = wanted
-        .iter()
-        .zip(&parts.parts)
-        .filter(|(_, part)| part.served != Served::Missing)
-        .collect();
+    let pairs: Vec<(&Wanted, &Part)> = wanted.iter().zip(&parts.parts).collect();
     let topics: Vec<&[(&Wanted, &Part)]> = pairs.chunk_by(|a, b| a.0.topic == b.0.topic).collect();
     out.count(topics.len());
     for topic in topics {

@@ -25,11 +25,8 @@ const GRACE: Duration = Duration::from_millis(20);
 const COMPANY: Duration = Duration::from_millis(5);
 
 /// The broker is asked again after this long while there is nothing to send, and each time after twice as long.
-const ASK_AGAIN_MIN: Duration = Duration::from_millis(50);
-const ASK_AGAIN_MAX: Duration = Duration::from_millis(200);
-
-/// A read that begins only after the broker answered may take this long.
-pub(super) const LATE_READ_MAX: Duration = Duration::from_millis(500);
+pub(super) const ASK_AGAIN_MIN: Duration = Duration::from_millis(50);
+pub(super) const ASK_AGAIN_MAX: Duration = Duration::from_millis(200);
 
 /// Reads under way, and what came of those that ended: one place for each wanted partition.
 struct Reads {
@@ -75,6 +72,8 @@ impl Fetch<'_> {
                 return Ok(self.send(parts));
             }
             pause = (pause * 2).min(ASK_AGAIN_MAX);
+            // The room that this answer takes must not be held while another one is waited for.
+            drop(parts);
             self.learn_marks().await?;
             self.plan();
         }

@@ -22,9 +22,17 @@ const MARKS_MAX: usize = 100_000;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Mark {
     pub(super) high_watermark: i64,
+    /// -1 where only ListOffsets was asked. Clients take that for "unknown"; a guess might lie ahead of the truth.
     pub(super) last_stable_offset: i64,
     /// When it was learnt.
     pub(super) at: Instant,
+}
+
+impl Mark {
+    /// Too old to say that the log ends at or below `offset`.
+    pub(super) fn is_doubtful(&self, offset: i64, now: Instant) -> bool {
+        self.high_watermark <= offset && REFRESH <= now.saturating_duration_since(self.at)
+    }
 }
 
 /// One connection's.

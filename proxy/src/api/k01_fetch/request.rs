@@ -1,5 +1,7 @@
 //! What a Fetch asks for, partition by partition, and the requests that are made of it.
 
+use std::time::Duration;
+
 use everlog_format::{Offset, PartitionKey};
 use everlog_index::Freshness;
 use kafka_protocol::messages::fetch_request::{FetchPartition, FetchTopic};
@@ -14,6 +16,9 @@ use crate::upstream::Gone;
 use super::Fetch;
 use super::answer::{Part, Served};
 use super::memory::Mark;
+
+/// A client that does not wait gives the first look into the archive this long.
+const LOOK_MIN: Duration = Duration::from_millis(100);
 
 /// A topic as this version of the request names it: by name up to 12, by id from 13 on. The other half is empty.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -31,6 +36,8 @@ pub(super) struct Wanted {
     pub(super) name: Option<TopicName>,
     /// Under which the archive has it; set together with `name`.
     pub(super) key: Option<PartitionKey>,
+    /// The broker could tell which topic this is, but has not: nothing may be concluded from the missing key.
+    pub(super) unresolved: bool,
     pub(super) chain: Chain,
     /// The last that the broker said of this partition on this connection.
     pub(super) mark: Option<Mark>,
@@ -110,52 +117,109 @@ pub(super) async fn wanted(
             conversation.learn_ids(selected.into_iter()).await?;
         }
     }
+    let tells = conversation.tells_topics(by_id).await?;
     let mut all = Vec::new();
     for topic in &request.topics {
-        let (name, id) = if by_id {
-            (
-                conversation.topics.name(topic.topic_id).cloned(),
-                Some(topic.topic_id),
-            )
-        } else {
-            (
-                Some(topic.topic.clone()),
-                conversation.topics.id(&topic.topic),
-            )
+        let topic_ref = TopicRef {
+            name: topic.topic.clone(),
+            id: topic.topic_id,
         };
-        let name = name.filter(|name| conversation.shared.history.selects(name));
+        let named = conversation.named(&topic_ref, by_id);
         for asked in &topic.partitions {
-            let key = match (&name, id) {
-                (Some(_), Some(id)) => conversation.topics.key(id, asked.partition),
-                _ => None,
-            };
-            let chain = match &key {
-                Some(key) => {
-                    conversation
-                        .shared
-                        .history
-                        .chain(key, Freshness::Known)
-                        .await
-                }
-                None => Chain::None,
-            };
+            let key = named.key(conversation, asked.partition);
             let mark = key.as_ref().and_then(|key| conversation.fetches.mark(key));
             all.push(Wanted {
-                topic: TopicRef {
-                    name: topic.topic.clone(),
-                    id: topic.topic_id,
-                },
+                topic: topic_ref.clone(),
                 asked: asked.clone(),
-                name: name.clone().filter(|_| key.is_some()),
+                name: named.name.clone().filter(|_| key.is_some()),
+                unresolved: tells && named.is_unresolved(),
                 key,
-                chain,
+                chain: Chain::None,
                 mark,
                 shadow_offset: None,
                 plan: FetchPlan::Live,
             });
         }
     }
+    let keys = all.iter().map(|wanted| wanted.key.clone()).collect();
+    let limit = Duration::from_millis(u64::try_from(request.max_wait_ms).unwrap_or(0));
+    let history = &conversation.shared.history;
+    let chains = history.chains(keys, Freshness::Known, limit.max(LOOK_MIN));
+    for (wanted, chain) in all.iter_mut().zip(chains.await) {
+        wanted.chain = chain;
+    }
     Ok(all)
+}
+
+/// What this connection knows of a topic.
+pub(super) struct Named {
+    /// `None`: unknown, or not selected for the archive.
+    name: Option<TopicName>,
+    id: Option<Uuid>,
+    is_selected: bool,
+}
+
+impl Named {
+    /// Selected as far as can be told, but half of its identity is missing.
+    fn is_unresolved(&self) -> bool {
+        self.is_selected && (self.name.is_none() || self.id.is_none())
+    }
+
+    fn key(&self, conversation: &Conversation, partition: i32) -> Option<PartitionKey> {
+        match (&self.name, self.id) {
+            (Some(_), Some(id)) => conversation.topics.key(id, partition),
+            _ => None,
+        }
+    }
+}
+
+impl Conversation {
+    /// Name and id of a topic, as far as this connection has learnt them.
+    fn named(&self, topic: &TopicRef, by_id: bool) -> Named {
+        let (name, id) = if by_id {
+            (self.topics.name(topic.id).cloned(), Some(topic.id))
+        } else {
+            (Some(topic.name.clone()), self.topics.id(&topic.name))
+        };
+        let is_selected = name
+            .as_ref()
+            .is_none_or(|name| self.shared.history.selects(name));
+        Named {
+            name: name.filter(|_| is_selected),
+            id,
+            is_selected,
+        }
+    }
+}
+
+impl Wanted {
+    /// Asks the broker once more which topic this is, if it has not said so: it serves it by now.
+    pub(super) async fn resolve(
+        &mut self,
+        conversation: &mut Conversation,
+        version: i16,
+    ) -> Result<(), Gone> {
+        if !self.unresolved {
+            return Ok(());
+        }
+        let by_id = version >= 13;
+        if by_id {
+            conversation.topics.doubt_id(self.topic.id);
+            conversation
+                .learn_names(std::iter::once(self.topic.id))
+                .await?;
+        } else {
+            conversation.topics.doubt_name(&self.topic.name);
+            conversation
+                .learn_ids(std::iter::once(&self.topic.name))
+                .await?;
+        }
+        let named = conversation.named(&self.topic, by_id);
+        self.key = named.key(conversation, self.asked.partition);
+        self.unresolved = named.is_selected && self.key.is_none();
+        self.name = named.name.filter(|_| self.key.is_some());
+        Ok(())
+    }
 }
 
 /// Groups partitions under their topics, in order; neighbours of one topic share an entry.

@@ -31,6 +31,7 @@ fn wanted(version: i16, topic: u8, partition: i32) -> Wanted {
         asked: FetchPartition::default().with_partition(partition),
         name: None,
         key: None,
+        unresolved: false,
         chain: Chain::None,
         mark: None,
         shadow_offset: None,

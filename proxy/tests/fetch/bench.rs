@@ -1,13 +1,4 @@
-//! Archived fetches against a scripted broker: what proves that a client may read, and what the client then gets.
-#![expect(clippy::unwrap_used, reason = "a test may fail where it stands")]
-#![allow(
-    dead_code,
-    unused_imports,
-    reason = "the support module is shared with other tests"
-)]
-
-#[path = "replay/support.rs"]
-mod support;
+//! A proxy between a scripted broker and a client that speaks raw frames.
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
@@ -23,34 +14,44 @@ use kafka_protocol::messages::list_offsets_request::{ListOffsetsPartition, ListO
 use kafka_protocol::messages::list_offsets_response::{
     ListOffsetsPartitionResponse, ListOffsetsTopicResponse,
 };
+use kafka_protocol::messages::metadata_request::MetadataRequestTopic;
 use kafka_protocol::messages::metadata_response::MetadataResponseTopic;
+use kafka_protocol::messages::offset_for_leader_epoch_request::OffsetForLeaderPartition;
+use kafka_protocol::messages::offset_for_leader_epoch_response::{
+    EpochEndOffset, OffsetForLeaderTopicResult,
+};
 use kafka_protocol::messages::*;
 use kafka_protocol::protocol::{Decodable, Encodable, StrBytes};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio_util::sync::CancellationToken;
 
-/// How the broker of partition orders/0 behaves.
+use crate::support;
+
+/// How the broker of the topic orders behaves, whatever the partition.
 #[derive(Clone, Copy, Debug)]
-struct Log {
-    start: i64,
-    end: i64,
+pub(crate) struct Log {
+    pub(crate) start: i64,
+    pub(crate) end: i64,
     /// An error for every fetch.
-    refuse: i16,
-    throttle_ms: i32,
+    pub(crate) refuse: i16,
+    pub(crate) throttle_ms: i32,
     /// Another life of the topic than the archive knows.
-    recreated: bool,
+    pub(crate) recreated: bool,
+    /// Metadata does not know the topic, though fetches are answered.
+    pub(crate) untold: bool,
+    /// Partition 0 is left out of fetch answers.
+    pub(crate) omits: bool,
 }
 
-const LIVE: &[u8] = b"records of the cluster";
+pub(crate) const LIVE: &[u8] = b"records of the cluster";
 
-struct Bench {
-    log: Arc<Mutex<Log>>,
+pub(crate) struct Bench {
+    pub(crate) log: Arc<Mutex<Log>>,
     /// Offset and partition_max_bytes of each fetched partition.
-    fetched: Arc<Mutex<Vec<(i64, i32)>>>,
+    pub(crate) fetched: Arc<Mutex<Vec<(i64, i32)>>>,
     client: TcpStream,
-    bed: support::Bed,
-    shutdown: CancellationToken,
+    pub(crate) bed: support::Bed,
     _dir: tempfile::TempDir,
 }
 
@@ -106,7 +107,13 @@ fn respond(mut request: Bytes, log: Log, fetched: &Mutex<Vec<(i64, i32)>>) -> By
                 .unwrap()
                 .topics
                 .unwrap_or_default();
-            let known = |_: &_| {
+            let known = |asked: &MetadataRequestTopic| {
+                if log.untold {
+                    return MetadataResponseTopic::default()
+                        .with_error_code(if asked.name.is_some() { 3 } else { 100 })
+                        .with_name(asked.name.clone())
+                        .with_topic_id(asked.topic_id);
+                }
                 MetadataResponseTopic::default()
                     .with_name(Some(StrBytes::from_static_str("orders").into()))
                     .with_topic_id(topic_id(log))
@@ -118,15 +125,19 @@ fn respond(mut request: Bytes, log: Log, fetched: &Mutex<Vec<(i64, i32)>>) -> By
         }
         ApiKey::ListOffsets => {
             let asked = ListOffsetsRequest::decode(&mut request, version).unwrap();
-            let question = asked.topics[0].partitions[0].timestamp;
-            let partition = ListOffsetsPartitionResponse::default().with_offset(match question {
-                -1 => log.end,
-                -2 => log.start,
-                _ => -1,
-            });
+            let one = |asked: &ListOffsetsPartition| {
+                ListOffsetsPartitionResponse::default()
+                    .with_partition_index(asked.partition_index)
+                    .with_offset(match asked.timestamp {
+                        -1 => log.end,
+                        -2 => log.start,
+                        _ => -1,
+                    })
+            };
+            let partitions = asked.topics[0].partitions.iter().map(one).collect();
             let topic = ListOffsetsTopicResponse::default()
                 .with_name(asked.topics[0].name.clone())
-                .with_partitions(vec![partition]);
+                .with_partitions(partitions);
             answer(
                 key,
                 version,
@@ -148,22 +159,39 @@ fn respond(mut request: Bytes, log: Log, fetched: &Mutex<Vec<(i64, i32)>>) -> By
                         .lock()
                         .unwrap()
                         .push((asked.fetch_offset, asked.partition_max_bytes));
-                    serve(asked.fetch_offset, log)
+                    serve(asked, log)
                 };
+                let told = |asked: &&FetchPartition| !log.omits || asked.partition != 0;
                 response.responses.push(
                     FetchableTopicResponse::default()
                         .with_topic(topic.topic.clone())
                         .with_topic_id(topic.topic_id)
-                        .with_partitions(topic.partitions.iter().map(one).collect()),
+                        .with_partitions(topic.partitions.iter().filter(told).map(one).collect()),
                 );
             }
+            answer(key, version, correlation, &response)
+        }
+        ApiKey::OffsetForLeaderEpoch => {
+            let asked = OffsetForLeaderEpochRequest::decode(&mut request, version).unwrap();
+            // The epochs below 7 are forgotten: the answer is where that one starts.
+            let one = |asked: &OffsetForLeaderPartition| {
+                EpochEndOffset::default()
+                    .with_partition(asked.partition)
+                    .with_leader_epoch(asked.leader_epoch)
+                    .with_end_offset(log.start)
+            };
+            let topic = OffsetForLeaderTopicResult::default()
+                .with_topic(asked.topics[0].topic.clone())
+                .with_partitions(asked.topics[0].partitions.iter().map(one).collect());
+            let response = OffsetForLeaderEpochResponse::default().with_topics(vec![topic]);
             answer(key, version, correlation, &response)
         }
         other => panic!("{other:?} is not in the script"),
     }
 }
 
-fn serve(offset: i64, log: Log) -> PartitionData {
+fn serve(asked: &FetchPartition, log: Log) -> PartitionData {
+    let offset = asked.fetch_offset;
     let out_of_range = offset < log.start || log.end < offset;
     let error = if log.refuse != 0 {
         log.refuse
@@ -171,6 +199,7 @@ fn serve(offset: i64, log: Log) -> PartitionData {
         i16::from(out_of_range)
     };
     let mut data = PartitionData::default()
+        .with_partition_index(asked.partition)
         .with_error_code(error)
         .with_records(Some(Bytes::new()));
     (data.high_watermark, data.last_stable_offset) = (-1, -1);
@@ -190,7 +219,11 @@ fn serve(offset: i64, log: Log) -> PartitionData {
 
 impl Bench {
     /// The archive holds [0, 100), with a hole at [40, 60).
-    async fn start(log: Log) -> Bench {
+    pub(crate) async fn start(log: Log) -> Bench {
+        Bench::with(log, OnHole::Fail).await
+    }
+
+    pub(crate) async fn with(log: Log, on_hole: OnHole) -> Bench {
         let mut bed = support::Bed::new().await;
         bed.segment(0..40, &support::records(0..40, 100)).await;
         bed.hole(40..60).await;
@@ -219,7 +252,7 @@ impl Bench {
             topics: TopicSelection::everything(),
             memory_bytes: 64 << 20,
             data_dir: dir.path().to_owned(),
-            on_hole: OnHole::Fail,
+            on_hole,
         };
         let proxy = Proxy::bind(
             config,
@@ -228,20 +261,25 @@ impl Bench {
         )
         .await
         .unwrap();
-        let (address, shutdown) = (proxy.local_addr(), CancellationToken::new());
-        tokio::spawn(proxy.run(shutdown.clone()));
+        let address = proxy.local_addr();
+        // Until the test's runtime ends.
+        tokio::spawn(proxy.run(CancellationToken::new()));
         let client = TcpStream::connect(address).await.unwrap();
         Bench {
             log,
             fetched,
             client,
             bed,
-            shutdown,
             _dir: dir,
         }
     }
 
-    async fn ask<A: Decodable>(&mut self, key: ApiKey, version: i16, body: &impl Encodable) -> A {
+    pub(crate) async fn ask<A: Decodable>(
+        &mut self,
+        key: ApiKey,
+        version: i16,
+        body: &impl Encodable,
+    ) -> A {
         let mut request = BytesMut::new();
         let header = RequestHeader::default()
             .with_request_api_key(key as i16)
@@ -257,11 +295,25 @@ impl Bench {
         A::decode(&mut response, version).unwrap()
     }
 
-    async fn fetch(&mut self, version: i16, offset: i64) -> FetchResponse {
-        let partition = FetchPartition::default()
-            .with_fetch_offset(offset)
-            .with_partition_max_bytes(1 << 20);
-        let mut topic = FetchTopic::default().with_partitions(vec![partition]);
+    pub(crate) async fn fetch(&mut self, version: i16, offset: i64) -> FetchResponse {
+        self.fetch_all(version, &[(0, offset)], 1 << 20).await
+    }
+
+    /// Fetches partitions, each at an offset.
+    pub(crate) async fn fetch_all(
+        &mut self,
+        version: i16,
+        wanted: &[(i32, i64)],
+        max_bytes: i32,
+    ) -> FetchResponse {
+        let partition = |(partition, offset): &(i32, i64)| {
+            FetchPartition::default()
+                .with_partition(*partition)
+                .with_fetch_offset(*offset)
+                .with_partition_max_bytes(max_bytes)
+        };
+        let mut topic =
+            FetchTopic::default().with_partitions(wanted.iter().map(partition).collect());
         if version >= 13 {
             topic.topic_id = topic_id(*self.log.lock().unwrap());
         } else {
@@ -269,19 +321,36 @@ impl Bench {
         }
         let mut request = FetchRequest::default()
             .with_max_wait_ms(300)
-            .with_max_bytes(1 << 20)
+            .with_max_bytes(max_bytes)
             .with_topics(vec![topic]);
         request.replica_id = (-1).into();
         self.ask(ApiKey::Fetch, version, &request).await
     }
 
-    async fn partition(&mut self, version: i16, offset: i64) -> PartitionData {
+    pub(crate) async fn earliest(&mut self, version: i16) -> (i16, i64) {
+        self.list_offsets(version, -2).await
+    }
+
+    /// Error code and offset.
+    pub(crate) async fn list_offsets(&mut self, version: i16, question: i64) -> (i16, i64) {
+        let partition = ListOffsetsPartition::default().with_timestamp(question);
+        let topic = ListOffsetsTopic::default()
+            .with_name(StrBytes::from_static_str("orders").into())
+            .with_partitions(vec![partition]);
+        let mut request = ListOffsetsRequest::default().with_topics(vec![topic]);
+        request.replica_id = (-1).into();
+        let response: ListOffsetsResponse = self.ask(ApiKey::ListOffsets, version, &request).await;
+        let answer = &response.topics[0].partitions[0];
+        (answer.error_code, answer.offset)
+    }
+
+    pub(crate) async fn partition(&mut self, version: i16, offset: i64) -> PartitionData {
         let mut response = self.fetch(version, offset).await;
         response.responses.remove(0).partitions.remove(0)
     }
 }
 
-fn offsets(data: &PartitionData) -> Vec<i64> {
+pub(crate) fn offsets(data: &PartitionData) -> Vec<i64> {
     let bytes = data.records.clone().unwrap();
     decode_batches(&bytes)
         .flat_map(|batch| batch.unwrap().records)
@@ -289,172 +358,12 @@ fn offsets(data: &PartitionData) -> Vec<i64> {
         .collect()
 }
 
-const TRIMMED: Log = Log {
+pub(crate) const TRIMMED: Log = Log {
     start: 90,
     end: 120,
     refuse: 0,
     throttle_ms: 0,
     recreated: false,
+    untold: false,
+    omits: false,
 };
-
-#[tokio::test]
-async fn history_comes_from_the_archive_and_watermarks_from_the_cluster() {
-    let mut bench = Bench::start(TRIMMED).await;
-    for version in [5, 11, 12, 13, 16, 18] {
-        let data = bench.partition(version, 10).await;
-        assert_eq!(data.error_code, 0, "version {version}");
-        assert_eq!(
-            (
-                data.high_watermark,
-                data.last_stable_offset,
-                data.log_start_offset
-            ),
-            (120, 120, 0)
-        );
-        let got = offsets(&data);
-        assert!(
-            got.contains(&10) && got.last() == Some(&39),
-            "version {version}: {got:?}"
-        );
-    }
-    // A shadow at the watermark stood for each: no byte of history was asked of the cluster.
-    assert!(
-        bench
-            .fetched
-            .lock()
-            .unwrap()
-            .iter()
-            .all(|asked| *asked == (120, 1))
-    );
-    // Where the archive and the cluster both have it, the archive answers; from its end on, the cluster.
-    assert_eq!(offsets(&bench.partition(13, 95).await).last(), Some(&99));
-    assert_eq!(bench.partition(13, 100).await.records.unwrap(), LIVE);
-    assert_eq!(bench.partition(13, 100).await.log_start_offset, 0);
-}
-
-#[tokio::test]
-async fn without_the_brokers_word_no_archived_byte_leaves() {
-    let mut bench = Bench::start(Log {
-        refuse: 29,
-        ..TRIMMED
-    })
-    .await;
-    for version in [5, 12, 13, 18] {
-        let data = bench.partition(version, 10).await;
-        assert_eq!(
-            (data.error_code, data.records.unwrap().len()),
-            (29, 0),
-            "version {version}"
-        );
-    }
-    *bench.log.lock().unwrap() = Log {
-        throttle_ms: 70,
-        ..TRIMMED
-    };
-    let response = bench.fetch(13, 10).await;
-    assert_eq!(
-        (response.throttle_time_ms, response.responses.len()),
-        (70, 0),
-        "throttled: proves nothing"
-    );
-    *bench.log.lock().unwrap() = Log {
-        refuse: 74,
-        ..TRIMMED
-    };
-    assert_eq!(bench.partition(13, 10).await.error_code, 74);
-    *bench.log.lock().unwrap() = TRIMMED;
-    assert_eq!(bench.partition(13, 10).await.error_code, 0);
-}
-
-#[tokio::test]
-async fn between_archive_and_cluster_the_client_tries_again() {
-    let mut bench = Bench::start(Log {
-        start: 110,
-        ..TRIMMED
-    })
-    .await;
-    assert_eq!(bench.partition(13, 105).await.error_code, 56);
-    assert_eq!(
-        bench.partition(5, 105).await.error_code,
-        6,
-        "old clients know another code"
-    );
-    // The archiver catches up: the next fetch is served.
-    bench
-        .bed
-        .segment(100..115, &support::records(100..115, 100))
-        .await;
-    assert_eq!(offsets(&bench.partition(13, 105).await).last(), Some(&114));
-    assert_eq!(
-        bench.partition(13, 130).await.error_code,
-        1,
-        "above the log's end it is out of range"
-    );
-}
-
-#[tokio::test]
-async fn a_hole_is_an_error_and_never_a_reset() {
-    let mut bench = Bench::start(TRIMMED).await;
-    assert_eq!(bench.partition(13, 45).await.error_code, 2);
-    assert_eq!(offsets(&bench.partition(13, 60).await).first(), Some(&60));
-}
-
-#[tokio::test]
-async fn another_life_of_the_topic_has_no_history() {
-    let mut bench = Bench::start(Log {
-        recreated: true,
-        ..TRIMMED
-    })
-    .await;
-    for version in [12, 13] {
-        assert_eq!(
-            bench.partition(version, 10).await.error_code,
-            1,
-            "version {version}"
-        );
-    }
-}
-
-#[tokio::test]
-async fn what_the_cluster_lost_does_not_come_back() {
-    let mut bench = Bench::start(Log {
-        start: 0,
-        ..TRIMMED
-    })
-    .await;
-    assert_eq!(offsets(&bench.partition(13, 85).await).last(), Some(&99));
-    // An unclean election cut the log below what this connection last saw.
-    *bench.log.lock().unwrap() = Log {
-        start: 0,
-        end: 80,
-        ..TRIMMED
-    };
-    assert_eq!(bench.partition(13, 85).await.error_code, 1);
-    assert!(!offsets(&bench.partition(13, 10).await).is_empty());
-}
-
-#[tokio::test]
-async fn earliest_is_the_archives_and_latest_the_clusters() {
-    let mut bench = Bench::start(TRIMMED).await;
-    for (question, wanted) in [
-        (-2, 0),
-        (-1, 120),
-        (1_700_000_000_005, 5),
-        (1_700_000_000_041, 60),
-    ] {
-        let partition = ListOffsetsPartition::default().with_timestamp(question);
-        let topic = ListOffsetsTopic::default()
-            .with_name(StrBytes::from_static_str("orders").into())
-            .with_partitions(vec![partition]);
-        let mut request = ListOffsetsRequest::default().with_topics(vec![topic]);
-        request.replica_id = (-1).into();
-        for version in [1, 7, 10] {
-            let response: ListOffsetsResponse =
-                bench.ask(ApiKey::ListOffsets, version, &request).await;
-            assert_eq!(
-                response.topics[0].partitions[0].offset, wanted,
-                "{question} in version {version}"
-            );
-        }
-    }
-}

@@ -1,0 +1,241 @@
+//! The partitions that the consumer's thread holds: sorts deliveries into them and follows the group's changes.
+
+use std::collections::HashMap;
+use std::error::Error;
+use std::sync::Arc;
+use std::time::Instant;
+
+use rdkafka::types::RDKafkaErrorCode;
+use tokio::runtime::Handle;
+use tokio::sync::mpsc;
+use tokio_util::sync::CancellationToken;
+
+use crate::clock::now;
+use crate::config::MemoryPlan;
+use crate::decide::{BurstPlan, Cut, Limits, burst_plan};
+use crate::message::{Pause, Ticket};
+use crate::native::{Change, Delivery, What};
+use crate::slot::{Slot, SlotError};
+use crate::worker::{Context, Worker};
+
+/// Work waiting for one worker; far more than back-pressure lets come together.
+const WORK_MAX: usize = 1_024;
+
+/// The partitions, and what is needed to sort deliveries into them.
+pub(crate) struct Slots {
+    pub(crate) context: Arc<Context>,
+    pub(crate) runtime: Handle,
+    pub(crate) memory: MemoryPlan,
+    pub(crate) limits: Limits,
+    pub(crate) slots: HashMap<Arc<str>, HashMap<i32, Slot>>,
+    pub(crate) plan: BurstPlan,
+    pub(crate) assignments: u64,
+    pub(crate) now: Instant,
+    /// Partitions that have ended their session: to be taken from the fetcher once the batch in hand is done with.
+    pub(crate) to_reset: Vec<(Ticket, Pause)>,
+}
+
+impl Slots {
+    pub(crate) fn new(
+        context: Arc<Context>,
+        runtime: Handle,
+        memory: MemoryPlan,
+        limits: Limits,
+    ) -> Slots {
+        let plan = burst_plan(0, &memory, limits.max_bytes);
+        Slots {
+            context,
+            runtime,
+            memory,
+            limits,
+            slots: HashMap::new(),
+            plan,
+            assignments: 0,
+            now: now(),
+            to_reset: Vec::new(),
+        }
+    }
+
+    /// All partitions, in no order.
+    pub(crate) fn iter_mut(&mut self) -> impl Iterator<Item = &mut Slot> {
+        self.slots.values_mut().flat_map(HashMap::values_mut)
+    }
+
+    /// The slot of this very assignment.
+    pub(crate) fn assigned(&mut self, ticket: &Ticket) -> Option<&mut Slot> {
+        let slot = self
+            .slots
+            .get_mut(&ticket.topic)?
+            .get_mut(&ticket.partition)?;
+        (slot.ticket.assignment == ticket.assignment).then_some(slot)
+    }
+
+    pub(crate) fn change(&mut self, changes: Vec<Change>) {
+        for change in changes {
+            match change {
+                Change::Given(partitions) => {
+                    for (topic, partition) in partitions {
+                        self.add(&topic, partition);
+                    }
+                }
+                Change::Taken(partitions) => {
+                    for (topic, partition) in partitions {
+                        tracing::info!(topic, partition, "the group took the partition away");
+                        if let Some(slots) = self.slots.get_mut(topic.as_str()) {
+                            slots.remove(&partition);
+                        }
+                    }
+                    self.slots.retain(|_, partitions| !partitions.is_empty());
+                }
+            }
+            self.plan_bursts();
+        }
+    }
+
+    fn add(&mut self, topic: &str, partition: i32) {
+        self.assignments += 1;
+        let ticket = Ticket {
+            topic: Arc::from(topic),
+            partition,
+            assignment: self.assignments,
+            session: 0,
+        };
+        let (work, queue) = mpsc::channel(WORK_MAX);
+        let metrics = Arc::new(self.context.metrics.partition(topic, partition));
+        let token = CancellationToken::new();
+        let worker = Worker::new(
+            Arc::clone(&self.context),
+            ticket.clone(),
+            queue,
+            Arc::clone(&metrics),
+        );
+        self.runtime.spawn(worker.run(token.clone()));
+        let slot = Slot {
+            ticket: ticket.clone(),
+            work,
+            metrics,
+            reading: None,
+            since: self.now,
+            _worker: token.drop_guard(),
+        };
+        self.slots
+            .entry(ticket.topic)
+            .or_default()
+            .insert(partition, slot);
+    }
+
+    pub(crate) fn replace(&mut self, ticket: &Ticket) {
+        if let Some(partitions) = self.slots.get_mut(&ticket.topic) {
+            partitions.remove(&ticket.partition);
+        }
+        self.add(&ticket.topic, ticket.partition);
+    }
+
+    pub(crate) fn plan_bursts(&mut self) {
+        let reading = self
+            .slots
+            .values()
+            .flat_map(HashMap::values)
+            .filter(|slot| slot.reading.is_some())
+            .count();
+        self.plan = burst_plan(reading, &self.memory, self.limits.max_bytes);
+    }
+
+    pub(crate) fn deliver(&mut self, key: Option<&(Arc<str>, i32)>, delivery: Delivery<'_>) {
+        let slot = key.and_then(|(topic, partition)| self.slots.get_mut(topic)?.get_mut(partition));
+        let Some(slot) = slot else {
+            if let What::Error { code, text } = delivery.what {
+                tracing::info!(
+                    ?code,
+                    text,
+                    topic = delivery.topic,
+                    "the consumer reports trouble, librdkafka retries"
+                );
+            }
+            return;
+        };
+        let failed = match delivery.what {
+            What::Record(record, broker) => {
+                slot.record(&record, broker, self.plan, &self.limits, self.now)
+            }
+            What::End { offset } => {
+                slot.end_of_partition(offset, self.now);
+                Ok(())
+            }
+            What::Error { code, text } => {
+                return self.trouble(delivery.topic, delivery.partition, code, &text);
+            }
+        };
+        if let Err(error) = failed {
+            self.contradiction(delivery.topic, delivery.partition, &error);
+        }
+    }
+
+    /// Ends the session of a partition, if it is still this one.
+    pub(crate) fn end_session(&mut self, ticket: &Ticket, pause: Pause) {
+        let ended = self
+            .assigned(ticket)
+            .filter(|slot| slot.ticket.session == ticket.session)
+            .and_then(|slot| slot.end_session(pause));
+        self.to_reset.extend(ended);
+    }
+
+    /// A delivery that can't be taken in: what is open is dropped and read again.
+    fn contradiction(&mut self, topic: &str, partition: i32, error: &SlotError) {
+        let Some(ended) = self
+            .slots
+            .get_mut(topic)
+            .and_then(|slots| slots.get_mut(&partition))
+            .and_then(|slot| slot.end_session(Pause::Frozen))
+        else {
+            return;
+        };
+        let error = error as &dyn Error;
+        tracing::error!(
+            topic,
+            partition,
+            error,
+            "the partition is frozen: its deliveries contradict each other"
+        );
+        self.to_reset.push(ended);
+    }
+
+    /// The consumer can't go on with a partition. What came before is cut and committed, then the worker starts over
+    /// and finds out where the cluster stands.
+    ///
+    /// The session ends here and now, not when the batch in hand is done with: librdkafka goes on behind a batch of
+    /// records that it could not read, and a segment cut behind it would claim to hold it.
+    fn trouble(&mut self, topic: &str, partition: i32, code: RDKafkaErrorCode, text: &str) {
+        let Some(slot) = self
+            .slots
+            .get_mut(topic)
+            .and_then(|slots| slots.get_mut(&partition))
+            .filter(|slot| slot.reading.is_some())
+        else {
+            return;
+        };
+        tracing::warn!(
+            topic,
+            partition,
+            ?code,
+            text,
+            "the partition is frozen where it stands"
+        );
+        slot.metrics.set_frozen(true);
+        // The next offset was refused: retention was faster, or the log was truncated below it.
+        let doubtful = matches!(
+            code,
+            RDKafkaErrorCode::AutoOffsetReset
+                | RDKafkaErrorCode::OffsetOutOfRange
+                | RDKafkaErrorCode::LogTruncation
+        );
+        if let Err(error) = slot.cut(Cut::Trouble, doubtful) {
+            tracing::warn!(
+                error = &error as &dyn Error,
+                "what was open could not be cut"
+            );
+        }
+        let ended = slot.end_session(Pause::Frozen);
+        self.to_reset.extend(ended);
+    }
+}

@@ -1,0 +1,172 @@
+//! What was read, what was found, and what that amounts to.
+
+use std::fmt;
+
+use everlog_index::{IndexError, Totals};
+use everlog_store::StoreError;
+
+use crate::table::{grouped, short_bytes};
+
+/// What one check found.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Finding {
+    /// Something is not as the commits say.
+    Damage { what: String, why: String },
+    /// It could not be looked at, so nothing is known of it.
+    Unchecked { what: String, why: String },
+}
+
+impl Finding {
+    /// The same, with the partition's name before it.
+    pub(super) fn of(self, partition: &str) -> Finding {
+        match self {
+            Finding::Damage { what, why } => Finding::Damage {
+                what: format!("{partition}: {what}"),
+                why,
+            },
+            Finding::Unchecked { what, why } => Finding::Unchecked {
+                what: format!("{partition}: {what}"),
+                why,
+            },
+        }
+    }
+}
+
+impl fmt::Display for Finding {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Finding::Damage { what, why } => write!(f, "damage: {what}: {why}"),
+            Finding::Unchecked { what, why } => write!(f, "not checked: {what}: {why}"),
+        }
+    }
+}
+
+/// The whole chain of an error's causes on one line.
+pub(super) fn all_causes(err: &dyn std::error::Error) -> String {
+    let mut text = err.to_string();
+    let mut cause = err.source();
+    while let Some(err) = cause {
+        text.push_str(": ");
+        text.push_str(&err.to_string());
+        cause = err.source();
+    }
+    text
+}
+
+/// A store's error: only "not there" says something about the archive.
+pub(super) fn store_finding(what: String, err: &StoreError) -> Finding {
+    match err {
+        StoreError::NotFound { .. } => Finding::Damage {
+            what,
+            why: "it is not there".to_owned(),
+        },
+        StoreError::Unavailable { .. } | StoreError::Refused { .. } => Finding::Unchecked {
+            what,
+            why: all_causes(err),
+        },
+    }
+}
+
+pub(super) fn index_finding(what: String, err: &IndexError) -> Finding {
+    match err {
+        IndexError::Store(err) => store_finding(what, err),
+        IndexError::Corrupt { .. } | IndexError::Missing { .. } => Finding::Damage {
+            what,
+            why: all_causes(err),
+        },
+        IndexError::Unsupported { .. } | IndexError::NoArchive { .. } => Finding::Unchecked {
+            what,
+            why: all_causes(err),
+        },
+    }
+}
+
+/// How it ended, as the exit status tells it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Verdict {
+    Sound,
+    Damaged,
+    /// Nothing was found, but not everything could be looked at.
+    Unknown,
+}
+
+/// What was read, and what was found.
+pub(super) struct Report {
+    pub(super) partitions: u64,
+    pub(super) commits: u64,
+    pub(super) nodes: u64,
+    pub(super) read: Totals,
+    /// Segments that were replaced while we read.
+    pub(super) replaced: u64,
+    /// The store was away for so long that the rest was not looked at.
+    pub(super) gave_up: bool,
+    findings: Vec<Finding>,
+    /// Told of each finding at once: the whole can take days.
+    tell: Box<dyn FnMut(&Finding) + Send>,
+}
+
+impl Report {
+    pub(super) fn new(tell: impl FnMut(&Finding) + Send + 'static) -> Report {
+        Report {
+            partitions: 0,
+            commits: 0,
+            nodes: 0,
+            read: Totals::default(),
+            replaced: 0,
+            gave_up: false,
+            findings: Vec::new(),
+            tell: Box::new(tell),
+        }
+    }
+
+    pub(super) fn add(&mut self, finding: Finding) {
+        (self.tell)(&finding);
+        self.findings.push(finding);
+    }
+
+    pub(super) fn finding_count(&self) -> usize {
+        self.findings.len()
+    }
+
+    pub(super) fn verdict(&self) -> Verdict {
+        match (self.damage_count(), self.findings.len()) {
+            (0, 0) if !self.gave_up => Verdict::Sound,
+            (0, _) => Verdict::Unknown,
+            (_, _) => Verdict::Damaged,
+        }
+    }
+
+    fn damage_count(&self) -> usize {
+        let is_damage = |finding: &&Finding| matches!(finding, Finding::Damage { .. });
+        self.findings.iter().filter(is_damage).count()
+    }
+
+    /// The last lines that the command prints.
+    pub(super) fn conclusion(&self) -> String {
+        let read = format!(
+            "read {} partitions, {} commits, {} nodes, {} segments, {} records, {}; {} holes; {} replaced while reading\n",
+            grouped(self.partitions),
+            grouped(self.commits),
+            grouped(self.nodes),
+            grouped(self.read.segments),
+            grouped(self.read.records),
+            short_bytes(self.read.bytes),
+            grouped(self.read.holes),
+            grouped(self.replaced),
+        );
+        let damages = self.damage_count();
+        let unchecked = self.findings.len() - damages;
+        let mut found = match (damages, unchecked) {
+            (0, 0) => "everything is as the commits say".to_owned(),
+            (0, unchecked) => format!("{unchecked} checks could not be made"),
+            (damages, 0) => format!("{damages} damages found"),
+            (damages, unchecked) => {
+                format!("{damages} damages found, {unchecked} checks could not be made")
+            }
+        };
+        if self.gave_up {
+            found.push_str("; the store stayed away, so the rest was not looked at");
+        }
+        read + &found
+    }
+}

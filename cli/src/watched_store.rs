@@ -1,0 +1,180 @@
+//! A store that remembers whether it is answering, for `/healthz` and the metrics. It asks nothing by itself: what the
+//! services do anyway tells enough, and a process that does nothing has no trouble to report.
+
+use std::ops::Range;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use everlog_store::{Body, Digest, Key, ListPage, Put, Store, StoreError, Usage};
+use tokio::time::Instant;
+
+/// One attempt that fails is everyday life in an object store. So many in a row, with no answer in between, are not.
+const ATTEMPTS_MIN: u64 = 4;
+
+/// Passes everything on to the store inside.
+#[derive(Debug)]
+pub(crate) struct WatchedStore {
+    inner: Arc<dyn Store>,
+    /// Requests that ended without an answer.
+    unavailable: AtomicU64,
+    /// Requests that were refused for good: credentials, permissions, an unknown bucket.
+    refused: AtomicU64,
+    last_answer: Mutex<LastAnswer>,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct LastAnswer {
+    at: Instant,
+    /// How many attempts had failed by then.
+    failed_attempts: u64,
+}
+
+impl WatchedStore {
+    pub(crate) fn new(inner: Arc<dyn Store>) -> WatchedStore {
+        let last_answer = LastAnswer {
+            at: Instant::now(),
+            failed_attempts: 0,
+        };
+        WatchedStore {
+            inner,
+            unavailable: AtomicU64::new(0),
+            refused: AtomicU64::new(0),
+            last_answer: Mutex::new(last_answer),
+        }
+    }
+
+    /// Requests that ended without an answer so far.
+    pub(crate) fn unavailable_count(&self) -> u64 {
+        self.unavailable.load(Ordering::Relaxed)
+    }
+
+    /// Requests that were refused so far.
+    pub(crate) fn refused_count(&self) -> u64 {
+        self.refused.load(Ordering::Relaxed)
+    }
+
+    /// While the store does not answer: since its last answer, or since the start.
+    pub(crate) fn silence(&self) -> Option<Duration> {
+        let last = self.last_answer();
+        let failed = self.failed_attempts().saturating_sub(last.failed_attempts);
+        (ATTEMPTS_MIN <= failed).then(|| last.at.elapsed())
+    }
+
+    /// A retry is an attempt that failed, and so is a request for which no retry helped.
+    fn failed_attempts(&self) -> u64 {
+        self.inner
+            .usage()
+            .retried_requests
+            .saturating_add(self.unavailable_count())
+    }
+
+    fn last_answer(&self) -> LastAnswer {
+        *self
+            .last_answer
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn seen<T>(&self, result: Result<T, StoreError>) -> Result<T, StoreError> {
+        match &result {
+            Err(StoreError::Unavailable { .. }) => {
+                self.unavailable.fetch_add(1, Ordering::Relaxed);
+                return result;
+            }
+            Err(StoreError::Refused { .. }) => {
+                self.refused.fetch_add(1, Ordering::Relaxed);
+            }
+            // That an object is not there is an answer like any other.
+            Err(StoreError::NotFound { .. }) | Ok(_) => {}
+        }
+        let answer = LastAnswer {
+            at: Instant::now(),
+            failed_attempts: self.failed_attempts(),
+        };
+        *self
+            .last_answer
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner) = answer;
+        result
+    }
+}
+
+#[async_trait]
+impl Store for WatchedStore {
+    fn url(&self) -> &str {
+        self.inner.url()
+    }
+
+    async fn get(&self, key: &Key) -> Result<Bytes, StoreError> {
+        self.seen(self.inner.get(key).await)
+    }
+
+    async fn get_range(&self, key: &Key, range: Range<u64>) -> Result<Bytes, StoreError> {
+        self.seen(self.inner.get_range(key, range).await)
+    }
+
+    async fn put_if_absent(
+        &self,
+        key: &Key,
+        body: Body,
+        digest: Digest,
+    ) -> Result<Put, StoreError> {
+        self.seen(self.inner.put_if_absent(key, body, digest).await)
+    }
+
+    async fn list(
+        &self,
+        prefix: &str,
+        recursive: bool,
+        token: Option<String>,
+    ) -> Result<ListPage, StoreError> {
+        self.seen(self.inner.list(prefix, recursive, token).await)
+    }
+
+    async fn list_first(&self, prefix: &str, limit: u16) -> Result<ListPage, StoreError> {
+        self.seen(self.inner.list_first(prefix, limit).await)
+    }
+
+    async fn delete(&self, key: &Key) -> Result<(), StoreError> {
+        self.seen(self.inner.delete(key).await)
+    }
+
+    fn lists_in_key_order(&self) -> bool {
+        self.inner.lists_in_key_order()
+    }
+
+    fn usage(&self) -> Usage {
+        self.inner.usage()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use everlog_store::MemoryStore;
+    use everlog_store::faulty::{Fault, FaultyStore};
+
+    use super::*;
+
+    #[tokio::test]
+    async fn silence_begins_after_some_failures_and_ends_with_an_answer() {
+        let faulty = Arc::new(FaultyStore::new(Arc::new(MemoryStore::default())));
+        let store = WatchedStore::new(Arc::clone(&faulty) as Arc<dyn Store>);
+        let key = Key::new("a").expect("a key");
+        assert!(store.get(&key).await.is_err(), "it is not there");
+
+        faulty.on_operation(|_| Fault::Unavailable);
+        for _ in 0..ATTEMPTS_MIN {
+            assert_eq!(store.silence(), None);
+            assert!(store.get(&key).await.is_err());
+        }
+        assert!(store.silence().is_some());
+
+        faulty.on_operation(|_| Fault::Denied);
+        assert!(store.get(&key).await.is_err());
+        assert_eq!(store.silence(), None, "a refusal is an answer");
+        assert_eq!((store.unavailable_count(), store.refused_count()), (4, 1));
+    }
+}
