@@ -12,7 +12,7 @@ use crate::watched_store::WatchedStore;
 /// Seconds since the store's last answer while it does not answer, else 0. `/healthz` reads it too.
 pub(crate) const SILENT_SECONDS: &str = "everlog_store_silent_seconds";
 
-/// Reads [`Store::usage`] whenever somebody scrapes.
+/// Reads [`Store::usage`](everlog_store::Store::usage) whenever somebody scrapes.
 pub(crate) struct StoreMetrics {
     store: Arc<WatchedStore>,
     requests: IntCounterVec,

@@ -11,15 +11,15 @@ use tokio::sync::Semaphore;
 /// What the caller wants to do.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum OperationKind {
-    /// [`Store::get`]
+    /// [`Store::get`](crate::Store::get)
     Get,
-    /// [`Store::get_range`]
+    /// [`Store::get_range`](crate::Store::get_range)
     GetRange,
-    /// [`Store::put_if_absent`]
+    /// [`Store::put_if_absent`](crate::Store::put_if_absent)
     Put,
-    /// [`Store::list`] and [`Store::list_first`]
+    /// [`Store::list`](crate::Store::list) and [`Store::list_first`](crate::Store::list_first)
     List,
-    /// [`Store::delete`]
+    /// [`Store::delete`](crate::Store::delete)
     Delete,
 }
 
@@ -40,26 +40,26 @@ pub enum Fault {
     /// Nothing: the operation reaches the store and its answer the caller.
     #[default]
     None,
-    /// 503: nothing is done, [`StoreError::Unavailable`].
+    /// 503: nothing is done, [`StoreError::Unavailable`](crate::StoreError::Unavailable).
     Unavailable,
-    /// The operation is done and its answer lost: [`StoreError::Unavailable`].
+    /// The operation is done and its answer lost: [`StoreError::Unavailable`](crate::StoreError::Unavailable).
     AnswerLost,
-    /// [`StoreError::Unavailable`] now; a put or delete arrives at the store after this many later operations (0: just
-    /// before the next one), or at [`FaultyStore::settle`]. A read is simply lost.
+    /// [`StoreError::Unavailable`](crate::StoreError::Unavailable) now; a put or delete arrives at the store after this many later operations (0: just
+    /// before the next one), or at [`FaultyStore::settle`](super::FaultyStore::settle). A read is simply lost.
     DoneLater {
         /// How many operations overtake it.
         operations: u64,
     },
-    /// A put is [`Put::Refused`] (409 or 412) although nothing is there and nothing is done. Others: as `None`.
+    /// A put is [`Put::Refused`](crate::Put::Refused) (409 or 412) although nothing is there and nothing is done. Others: as `None`.
     RefusedForNothing,
-    /// A put is done, its answer lost, repeated below, and refused because of itself: [`Put::Refused`] whatever was
+    /// A put is done, its answer lost, repeated below, and refused because of itself: [`Put::Refused`](crate::Put::Refused) whatever was
     /// there. Others: as `None`.
     RefusedByItself,
-    /// A reader that is behind: reads find nothing ([`StoreError::NotFound`], an empty listing). Others: as `None`.
+    /// A reader that is behind: reads find nothing ([`StoreError::NotFound`](crate::StoreError::NotFound), an empty listing). Others: as `None`.
     Stale,
     /// A reader that is behind: a listing lacks each name with a chance of one half. Others: as `None`.
     HalfListed,
-    /// 403: nothing is done, [`StoreError::Refused`].
+    /// 403: nothing is done, [`StoreError::Refused`](crate::StoreError::Refused).
     Denied,
     /// The operation is done after a pause (tokio's clock, so a test may stop it).
     Delayed(Duration),
