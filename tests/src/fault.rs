@@ -27,9 +27,9 @@ pub enum Faults {
     /// Takes the request and passes it on only when the mode changes: it arrives at the server when nobody expects it
     /// any more.
     Hold,
-    /// Passes the request on, lets the server act, and drops this share (0 to 1) of the answers.
+    /// Passes the request on, lets the server act, and drops this share (0 to 1) of the answers, the first among them.
     LoseAnswers(f64),
-    /// Answers this share (0 to 1) with 503 SlowDown without asking the server.
+    /// Answers this share (0 to 1), the first among them, with 503 SlowDown without asking the server.
     Unavailable(f64),
 }
 
@@ -40,6 +40,8 @@ struct Shared {
     requests: AtomicU64,
     failed: AtomicU64,
     stopped: AtomicBool,
+    /// Nothing has failed in this mode yet: the first request does, whatever the share, or a short test may see no fault.
+    first: AtomicBool,
 }
 
 /// A running relay. Ends with its value.
@@ -60,6 +62,7 @@ impl FaultProxy {
             requests: AtomicU64::new(0),
             failed: AtomicU64::new(0),
             stopped: AtomicBool::new(false),
+            first: AtomicBool::new(true),
         });
         let inner = Arc::clone(&shared);
         std::thread::spawn(move || {
@@ -87,6 +90,7 @@ impl FaultProxy {
             .faults
             .lock()
             .expect("no panic while it is held") = faults;
+        self.shared.first.store(true, Ordering::Relaxed);
     }
 
     /// Requests so far, and how many of them were made to fail.
@@ -121,7 +125,8 @@ fn relay(shared: &Shared, mut client: TcpStream) -> Result<()> {
         client.write_all(b"HTTP/1.1 100 Continue\r\n\r\n")?;
     }
     let mode = faults();
-    let failed = |share: f64| rand::rng().random_bool(share);
+    let failed =
+        |share: f64| shared.first.swap(false, Ordering::Relaxed) || rand::rng().random_bool(share);
     match mode {
         Faults::Unavailable(share) if failed(share) => {
             shared.failed.fetch_add(1, Ordering::Relaxed);
