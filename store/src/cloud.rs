@@ -3,7 +3,7 @@
 //! Its own repetition is off, for the reasons given in [`crate::retry`]. It takes a body only as a whole: a segment
 //! is held in memory while it goes up, one at a time.
 //!
-//! Not run against the real services so far. `az` has passed the contract on Azurite (`tests/cloud.rs`), `gs` only on a
+//! Not run against the real services so far. `az` has passed the contract on Azurite (`examples/contract.rs`), `gs` only on a
 //! server of our own (`tests/google.rs`).
 
 mod http;

@@ -1,5 +1,5 @@
 //! The figures that the design promises, with the real shape of the tree. Not run by itself:
-//! `cargo test --release -p everlog-index figures -- --ignored --nocapture`.
+//! `EVERLOG_FIGURES=1 cargo test --release -p everlog-index figures -- --nocapture`.
 #![expect(clippy::print_stdout, reason = "the figures are for whoever asks")]
 
 use async_trait::async_trait;
@@ -22,8 +22,11 @@ fn entry(number: u64) -> Entry {
 }
 
 #[tokio::test]
-#[ignore = "figures, half a minute"]
 async fn sizes_of_commits_when_each_brings_one_segment() {
+    // Prints figures and takes its time: only for who asks.
+    if std::env::var_os("EVERLOG_FIGURES").is_none() {
+        return;
+    }
     let store = memory();
     let archive = open_at(Arc::clone(&store), &Hand::default(), None).await;
     let mut writer = archive.writer(&partition(0)).await.unwrap();
@@ -101,8 +104,11 @@ impl Store for Sparse {
 }
 
 #[tokio::test]
-#[ignore = "figures, a minute"]
 async fn requests_of_a_cold_look_up_among_four_million() {
+    // Prints figures and takes its time: only for who asks.
+    if std::env::var_os("EVERLOG_FIGURES").is_none() {
+        return;
+    }
     let count = 4_000_000_u64;
     let inner: Arc<dyn Store> = Arc::new(Sparse(MemoryStore::new()));
     let archive = open_at(Arc::clone(&inner), &Hand::default(), None).await;

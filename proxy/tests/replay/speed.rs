@@ -1,4 +1,4 @@
-//! What a replay costs. Not part of the suite: `cargo test --release -p everlog-proxy --test replay -- --ignored speed`.
+//! What a replay costs. Not part of the suite: `EVERLOG_FIGURES=1 cargo test --release -p everlog-proxy --test replay -- --nocapture speed`.
 #![expect(
     clippy::print_stderr,
     reason = "what is measured is shown to whoever runs it"
@@ -43,8 +43,11 @@ fn order(offset: i64, rng: &mut StdRng) -> Record {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-#[ignore = "measures, takes half a minute"]
 async fn speed() {
+    // Prints figures and takes its time: only for who asks.
+    if std::env::var_os("EVERLOG_FIGURES").is_none() {
+        return;
+    }
     let mut bed = Bed::new().await;
     bed.options = SegmentOptions::default();
     let mut rng = StdRng::seed_from_u64(1);
