@@ -1,4 +1,4 @@
-//! The consumer: batches from librdkafka's queue, and partitions assigned one by one.
+//! The consumer: messages from librdkafka's queue, and partitions assigned one by one.
 //!
 //! Assignment is cooperative (KIP-429, classic protocol), because only then can a partition be given to the fetcher,
 //! taken back or moved without touching the others. The rebalance callback acknowledges a change and notes it; whoever
