@@ -11,6 +11,8 @@ mod clock;
 mod commit;
 mod disk_cache;
 mod entry;
+#[cfg(feature = "fuzzing")]
+pub mod fuzzing;
 mod keys;
 #[cfg(test)]
 mod model;

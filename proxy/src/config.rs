@@ -58,7 +58,7 @@ pub enum ProxyError {
         text: String,
     },
     /// Choose another listen port, or end what holds it.
-    #[error("can't listen on {listen}")]
+    #[error("can't listen on {listen} (--listen)")]
     Listen {
         /// The listen address.
         listen: SocketAddr,

@@ -21,9 +21,10 @@ use tokio_util::sync::CancellationToken;
 use tracing::{debug, info, warn};
 
 use crate::api;
+use crate::api::addressed::Passing;
 use crate::budget::Room;
 use crate::conversation::Conversation;
-use crate::frame::{FrameError, FrameReader, write_chunks};
+use crate::frame::{FrameError, FrameReader, write_chunks_while};
 use crate::nodes::Target;
 use crate::passthrough;
 use crate::shape::Malformed;
@@ -39,8 +40,12 @@ const SLOTS_MAX: usize = 64;
 /// must arrive.
 const FLUSH_MAX: Duration = Duration::from_secs(5);
 
-/// The largest request that is decoded, in bytes. A fetch of 100,000 partitions has 4 MB.
-const DECODED_BYTES_MAX: usize = 16 * 1024 * 1024;
+/// The largest request that is decoded, in bytes. A fetch of 100,000 partitions fits.
+const DECODED_BYTES_MAX: usize = 4 * 1024 * 1024;
+
+/// A request that is decoded takes room as if it were so many times as long: each partition of a fetch has some 35
+/// bytes on the wire, and several hundred while it is worked on. The rest is small enough to be let be.
+const DECODED_FACTOR: usize = 8;
 
 /// Requests up to this size are read whole before they are sent on.
 const WHOLE_BYTES_MAX: usize = 64 * 1024;
@@ -136,7 +141,7 @@ async fn open(
     let stream = shared.connect(target).await?;
     Ok(upstream::open(
         stream,
-        shared.budget.clone(),
+        shared.responses.clone(),
         shared.patience,
     ))
 }
@@ -189,11 +194,12 @@ async fn run(
 
 fn log(end: &End, peer: Option<std::net::SocketAddr>, target: Target, shared: &Shared) {
     let error: &dyn Error = end;
+    let peer = peer.map(tracing::field::display);
     match end {
-        End::Closed | End::Drained | End::Idle => debug!(?peer, ?target, %end, "connection ended"),
+        End::Closed | End::Drained | End::Idle => debug!(peer, %target, %end, "connection ended"),
         End::Rejected { reason, .. } => {
             shared.metrics.rejected.with_label_values(&[reason]).inc();
-            warn!(?peer, ?target, reason, error, "connection rejected");
+            warn!(peer, %target, reason, error, "connection rejected");
         }
         End::NotOffered(prefix) => {
             shared
@@ -202,16 +208,16 @@ fn log(end: &End, peer: Option<std::net::SocketAddr>, target: Target, shared: &S
                 .with_label_values(&["not_offered"])
                 .inc();
             warn!(
-                ?peer,
-                ?target,
+                peer,
+                %target,
                 key = prefix.key,
                 version = prefix.version,
                 "connection closed: API is not offered"
             );
         }
-        End::Upstream(Gone::Closed) => debug!(?peer, ?target, "connection ended by the broker"),
-        End::Upstream(_) => info!(?peer, ?target, error, "connection ended with the broker's"),
-        End::Write(_) => debug!(?peer, ?target, error, "connection ended"),
+        End::Upstream(Gone::Closed) => debug!(peer, %target, "connection ended by the broker"),
+        End::Upstream(_) => info!(peer, %target, error, "connection ended with the broker's"),
+        End::Write(_) => debug!(peer, %target, error, "connection ended"),
     }
 }
 
@@ -286,7 +292,12 @@ impl Reader {
             return self.produce(api, prefix, start, len).await;
         }
         if api.treatment == Treatment::Answered {
-            let room = self.shared.budget.reserve(len.min(DECODED_BYTES_MAX)).await;
+            let bytes = len.min(DECODED_BYTES_MAX);
+            let room = self
+                .shared
+                .requests
+                .reserve_times(bytes, DECODED_FACTOR)
+                .await;
             let frame = self.rest(start, len, DECODED_BYTES_MAX).await?;
             let answer = self.converse(prefix, frame).await?;
             drop(room);
@@ -506,40 +517,39 @@ async fn write_answer(
     let mut length = BytesMut::with_capacity(4);
     length.put_i32(i32::try_from(len).map_err(|_| std::io::ErrorKind::InvalidData)?);
     chunks.insert(0, length.freeze());
-    let written = write_chunks(client, &chunks, shared.client_write).await;
+    let goes_on = |stalled| stalled < shared.client_write && !shared.is_crowded();
+    let written = write_chunks_while(client, &chunks, shared.crowded_write, goes_on).await;
     drop(room);
     written
 }
 
 /// The client's correlation id, and our addresses where the response has addresses.
 fn patch(
-    api: &Reviewed,
+    reviewed: &Reviewed,
     prefix: Prefix,
     frame: Frame,
     shared: &Shared,
 ) -> Result<Answer, WireError> {
-    use crate::api::{k00_produce, k03_metadata, k10_find_coordinator, k60_describe_cluster};
     let Frame { bytes, room } = frame;
-    let (version, correlation, nodes) = (prefix.version, prefix.correlation, &shared.nodes);
-    let patched = match ApiKey::try_from(api.key) {
-        Ok(ApiKey::Produce) => k00_produce::patch(version, correlation, &bytes, nodes)?,
-        Ok(ApiKey::Metadata) => k03_metadata::patch(version, correlation, &bytes, nodes)?,
-        Ok(ApiKey::FindCoordinator) => {
-            k10_find_coordinator::patch(version, correlation, &bytes, nodes)?
-        }
-        Ok(ApiKey::DescribeCluster) => {
-            k60_describe_cluster::patch(version, correlation, &bytes, nodes)?
-        }
-        Ok(ApiKey::ShareFetch) => api::k78_share_fetch::patch(version, correlation, &bytes, nodes)?,
-        Ok(ApiKey::ShareAcknowledge) => {
-            api::k79_share_acknowledge::patch(version, correlation, &bytes, nodes)?
-        }
+    let passing = Passing {
+        version: prefix.version,
+        correlation: prefix.correlation,
+        frame: &bytes,
+        nodes: &shared.nodes,
+    };
+    let patched = match ApiKey::try_from(reviewed.key) {
+        Ok(ApiKey::Produce) => api::k00_produce::patch(&passing)?,
+        Ok(ApiKey::Metadata) => api::k03_metadata::patch(&passing)?,
+        Ok(ApiKey::FindCoordinator) => api::k10_find_coordinator::patch(&passing)?,
+        Ok(ApiKey::DescribeCluster) => api::k60_describe_cluster::patch(&passing)?,
+        Ok(ApiKey::ShareFetch) => api::k78_share_fetch::patch(&passing)?,
+        Ok(ApiKey::ShareAcknowledge) => api::k79_share_acknowledge::patch(&passing)?,
         _ => None,
     };
     let chunks = match patched {
         Some(frame) => vec![frame],
         None => vec![
-            Bytes::copy_from_slice(&correlation.to_be_bytes()),
+            Bytes::copy_from_slice(&prefix.correlation.to_be_bytes()),
             bytes.slice(4..),
         ],
     };

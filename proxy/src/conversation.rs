@@ -10,16 +10,16 @@ use kafka_protocol::messages::{
     ApiKey, ApiVersionsRequest, ApiVersionsResponse, BrokerId, ListOffsetsRequest,
     ListOffsetsResponse, TopicName,
 };
-use kafka_protocol::protocol::StrBytes;
+use kafka_protocol::protocol::{Decodable, StrBytes};
 
 use crate::api;
 use crate::api::k01_fetch::FetchMemory;
 use crate::connection::Answer;
-use crate::shape;
+use crate::shape::{self, Shape};
 use crate::shared::Shared;
 use crate::topics::{BY_ID_MIN, BY_NAME_MIN, Topics};
 use crate::upstream::{Gone, Upstream};
-use crate::wire::{Prefix, WireError};
+use crate::wire::{self, Prefix, WireError};
 
 /// What ListOffsets calls the high watermark and the log's start.
 pub(crate) const LATEST: i64 = -1;
@@ -80,6 +80,20 @@ impl Conversation {
                 "an API that is not answered here".to_owned(),
             ))),
         }
+    }
+
+    /// A request taken apart. Its client id is used from now on.
+    pub(crate) fn read<M: Decodable>(
+        &mut self,
+        key: ApiKey,
+        version: i16,
+        shape: &Shape,
+        frame: Bytes,
+    ) -> Result<M, Failed> {
+        let (header, request) =
+            wire::decode_request(key, version, shape, frame).map_err(Failed::Request)?;
+        self.client_id = header.client_id;
+        Ok(request)
     }
 
     /// The newest version of `key` that the broker offers; -1 if it has none.

@@ -60,7 +60,7 @@ pub(crate) async fn discover(
             match timeout(ANSWER_MAX, ask(host, *port, budget)).await {
                 Ok(Ok(cluster)) => {
                     let nodes = cluster.brokers.len();
-                    info!(server = %format_args!("{host}:{port}"), cluster = ?cluster.id, nodes, "found the cluster");
+                    info!(server = %format_args!("{host}:{port}"), cluster = cluster.id.as_ref().map(display), nodes, "found the cluster");
                     return Ok(cluster);
                 }
                 // It knew ApiVersions and then hung up on Metadata.
@@ -72,8 +72,12 @@ pub(crate) async fn discover(
         if PATIENCE <= begun.elapsed() {
             return Err(Undiscovered::Unreachable(last));
         }
+        let servers_text: Vec<String> = servers
+            .iter()
+            .map(|(host, port)| format!("{host}:{port}"))
+            .collect();
         warn!(
-            ?servers,
+            servers = servers_text.join(","),
             error = &*last as &dyn Error,
             ?pause,
             "no bootstrap server answers, will ask again"

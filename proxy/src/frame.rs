@@ -92,6 +92,17 @@ impl<R: AsyncRead + Unpin> FrameReader<R> {
         }
     }
 
+    /// The first four bytes of the frame, which stay where they are: the correlation id of a response.
+    pub(crate) async fn peek(&mut self, patience: Patience) -> Result<i32, FrameError> {
+        while self.ahead.len() < 4 {
+            match timeout(patience.progress, self.read_ahead()).await {
+                Ok(Ok(0)) | Err(_) => return Err(FrameError::Half),
+                Ok(read) => read?,
+            };
+        }
+        Ok((&self.ahead[..4]).get_i32())
+    }
+
     /// The next `len` bytes of the frame, as one piece of memory.
     pub(crate) async fn take(
         &mut self,
@@ -159,8 +170,20 @@ pub(crate) async fn write_chunks<W: AsyncWrite + Unpin>(
     chunks: &[Bytes],
     progress: Duration,
 ) -> io::Result<()> {
+    write_chunks_while(io, chunks, progress, |stalled| stalled < progress).await
+}
+
+/// As [`write_chunks`]. Each time that the peer has taken nothing for another `look`, `goes_on` is asked whether to wait
+/// on, and told for how long it has taken nothing.
+pub(crate) async fn write_chunks_while<W: AsyncWrite + Unpin>(
+    io: &mut W,
+    chunks: &[Bytes],
+    look: Duration,
+    goes_on: impl Fn(Duration) -> bool,
+) -> io::Result<()> {
     const SLICES_MAX: usize = 64;
     let (mut index, mut offset) = (0, 0);
+    let mut stalled = Duration::ZERO;
     while index < chunks.len() {
         let mut slices = [IoSlice::new(&[]); SLICES_MAX];
         let mut count = 0;
@@ -178,11 +201,18 @@ pub(crate) async fn write_chunks<W: AsyncWrite + Unpin>(
             (index, offset) = (index + count, 0);
             continue;
         }
-        let mut written = match timeout(progress, io.write_vectored(&slices[..count])).await {
+        let mut written = match timeout(look, io.write_vectored(&slices[..count])).await {
             Ok(Ok(0)) => return Err(io::ErrorKind::WriteZero.into()),
             Ok(written) => written?,
-            Err(_) => return Err(io::ErrorKind::TimedOut.into()),
+            Err(_) => {
+                stalled += look;
+                if goes_on(stalled) {
+                    continue;
+                }
+                return Err(io::ErrorKind::TimedOut.into());
+            }
         };
+        stalled = Duration::ZERO;
         while index < chunks.len() && written >= chunks[index].len() - offset {
             written -= chunks[index].len() - offset;
             (index, offset) = (index + 1, 0);
@@ -268,5 +298,42 @@ mod tests {
         let (wrote, read) = tokio::join!(write, far.read_to_end(&mut got));
         assert!(wrote.is_ok() && read.is_ok());
         assert_eq!(got, sent);
+    }
+
+    #[tokio::test]
+    async fn a_peer_that_takes_nothing_is_waited_for_as_long_as_one_is_told_to() {
+        let (mut near, mut far) = tokio::io::duplex(7);
+        let chunks = [Bytes::from_static(b"more than the pipe holds")];
+        let look = Duration::from_millis(20);
+        let asked = std::sync::Mutex::new(Vec::new());
+        let goes_on = |stalled| {
+            let mut asked = asked.lock().expect("whole");
+            asked.push(stalled);
+            asked.len() < 3
+        };
+        let wrote = write_chunks_while(&mut near, &chunks, look, goes_on).await;
+        assert_eq!(wrote.expect_err("given up").kind(), io::ErrorKind::TimedOut);
+        assert_eq!(
+            *asked.lock().expect("whole"),
+            [look, look * 2, look * 3],
+            "counted from the last step forward"
+        );
+        // One that takes a little now and then is never given up.
+        asked.lock().expect("whole").clear();
+        let reading = async {
+            let mut byte = [0];
+            while far.read_exact(&mut byte).await.is_ok() {
+                tokio::time::sleep(look / 4).await;
+            }
+        };
+        let patient = async {
+            // Long enough for a machine that has much else to do.
+            let look = Duration::from_secs(10);
+            let wrote = write_chunks_while(&mut near, &chunks, look, |_| false).await;
+            drop(near);
+            wrote
+        };
+        let (wrote, ()) = tokio::join!(patient, reading);
+        assert!(wrote.is_ok());
     }
 }

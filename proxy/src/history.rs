@@ -90,6 +90,11 @@ impl History {
         self.topics.matches(topic, false)
     }
 
+    /// Whether a read waits for memory that the responses to others hold.
+    pub(crate) fn is_memory_awaited(&self) -> bool {
+        self.replay.is_memory_awaited()
+    }
+
     /// The chain of each partition, in order, all within `limit` (as [`History::chain`] at most): what is not known by
     /// then is [`Chain::Unknown`]. One after the other, a hundred partitions would take a hundred times as long as one
     /// while the store is away, and no client waits for that.

@@ -17,6 +17,8 @@ mod conversation;
 mod discovery;
 mod errors;
 mod frame;
+#[cfg(feature = "fuzzing")]
+pub mod fuzzing;
 mod history;
 mod listener;
 mod metrics;

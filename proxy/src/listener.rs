@@ -73,7 +73,7 @@ impl Door {
                 }
                 Err(error) => {
                     warn!(
-                        ?target,
+                        %target,
                         error = &error as &dyn Error,
                         "can't accept a connection, will try again"
                     );

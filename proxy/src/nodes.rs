@@ -33,6 +33,15 @@ pub(crate) enum Target {
     Node(i32),
 }
 
+impl std::fmt::Display for Target {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Target::Bootstrap => f.write_str("bootstrap"),
+            Target::Node(id) => write!(f, "node {id}"),
+        }
+    }
+}
+
 /// A bound socket that waits for its accept loop.
 #[derive(Debug)]
 pub(crate) struct Bound {
@@ -155,7 +164,11 @@ impl Nodes {
                     .map(|(id, node)| (id, (node.host, node.port))),
             );
         } else {
-            warn!(kept = ?kept.cluster_id, now = ?cluster, "the kept nodes belong to another cluster and are ignored");
+            warn!(
+                kept = kept.cluster_id.as_ref().map(display),
+                now = cluster.map(display),
+                "the kept nodes belong to another cluster and are ignored"
+            );
         }
         all.extend(
             brokers
@@ -167,7 +180,20 @@ impl Nodes {
             .cloned()
             .or(kept.cluster_id.filter(|_| same_cluster));
         for (id, (host, port)) in all {
-            let (listener, listening) = self.ports.bind(id)?;
+            let (listener, listening) = match self.ports.bind(id) {
+                Ok(bound) => bound,
+                // One that has left the cluster for good must not keep the proxy from starting. Should it come back, it
+                // is bound as one that joins.
+                Err(error) if !brokers.is_empty() && brokers.iter().all(|one| one.id != id) => {
+                    warn!(
+                        node = id,
+                        error = &error as &dyn std::error::Error,
+                        "a node of an earlier run is forgotten: the cluster does not name it, and its port can't be had"
+                    );
+                    continue;
+                }
+                Err(error) => return Err(error),
+            };
             info!(node = id, port = listening, upstream = %format_args!("{host}:{port}"), "node is reached at port");
             state.nodes.insert(
                 id,
@@ -398,6 +424,28 @@ mod tests {
         );
         assert_eq!(nodes.advertised(5, "new", 9092), Some((host, port)));
         assert!(bound.try_recv().is_err(), "bound once");
+    }
+
+    /// A broker that was taken out of the cluster years ago kept the proxy from starting once its port had another use.
+    #[tokio::test]
+    async fn a_node_that_left_for_good_needs_no_port() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let (first, bound) = nodes(dir.path(), any_port());
+        first
+            .start(None, &[broker(1, "a"), broker(3, "gone")])
+            .expect("ports");
+        drop(bound);
+        let taken = StdListener::bind("127.0.0.1:0").expect("a port");
+        let ports = Ports {
+            chosen: BTreeMap::from([(3, taken.local_addr().expect("bound").port())]),
+            ..any_port()
+        };
+        // While the cluster does not answer, nobody knows whether it has left.
+        let (unsure, _bound) = nodes(dir.path(), ports.clone());
+        assert!(unsure.start(None, &[]).is_err());
+        let (second, _bound) = nodes(dir.path(), ports);
+        second.start(None, &[broker(1, "a")]).expect("ports");
+        assert_eq!((second.count(), second.address(3)), (1, None));
     }
 
     #[tokio::test]

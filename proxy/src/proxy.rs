@@ -33,6 +33,9 @@ const PROGRESS: Duration = Duration::from_secs(30);
 /// See [`Shared::client_write`].
 const CLIENT_WRITE: Duration = Duration::from_secs(120);
 
+/// See [`Shared::crowded_write`].
+const CROWDED_WRITE: Duration = Duration::from_secs(10);
+
 /// Connections may finish what they have begun for this long.
 const DRAIN: Duration = Duration::from_secs(5);
 
@@ -69,7 +72,8 @@ impl Proxy {
         let local_addr = listener.local_addr().map_err(listening)?;
         let metrics = Arc::new(Metrics::register(registry)?);
         // A quarter for frames in flight, the rest for what is read from the archive.
-        let budget = Budget::new(config.memory_bytes / 4);
+        let requests = Budget::new(config.memory_bytes / 16);
+        let responses = Budget::new(config.memory_bytes / 16 * 3);
         let (sender, bound) = mpsc::unbounded_channel();
         let ports = Ports {
             listen: config.listen,
@@ -77,7 +81,7 @@ impl Proxy {
         };
         let advertise = config.advertise.clone().unwrap_or_else(|| ip.to_string());
         let nodes = Nodes::new(ports, &advertise, &config.data_dir, sender);
-        start_nodes(&nodes, &config, &bootstrap, &budget).await?;
+        start_nodes(&nodes, &config, &bootstrap, &responses).await?;
         let replay = Replay::new(Arc::clone(&archive), config.memory_bytes / 4 * 3, registry);
         let history = History::new(
             archive,
@@ -89,7 +93,8 @@ impl Proxy {
         let shared = Shared {
             nodes,
             history,
-            budget,
+            requests,
+            responses,
             metrics,
             bootstrap,
             turn: AtomicUsize::new(0),
@@ -98,6 +103,7 @@ impl Proxy {
                 progress: PROGRESS,
             },
             client_write: CLIENT_WRITE,
+            crowded_write: CROWDED_WRITE,
             fetch_bytes_max: fetch_bytes_max(config.memory_bytes),
         };
         let bootstrap = Bound {

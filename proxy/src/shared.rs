@@ -19,7 +19,10 @@ use crate::upstream;
 pub(crate) struct Shared {
     pub(crate) nodes: Nodes,
     pub(crate) history: History,
-    pub(crate) budget: Budget,
+    /// For requests that are decoded, several times their size.
+    pub(crate) requests: Budget,
+    /// For the brokers' answers, until clients have them.
+    pub(crate) responses: Budget,
     pub(crate) metrics: Arc<Metrics>,
     /// Host and port of each bootstrap server.
     pub(crate) bootstrap: Vec<(String, u16)>,
@@ -29,6 +32,8 @@ pub(crate) struct Shared {
     /// How long a client may not take a single byte of its response. Consumers that work on a batch for minutes read
     /// nothing meanwhile; they find a closed connection and ask again.
     pub(crate) client_write: Duration,
+    /// The same while others wait for the memory that its response takes: a few that sleep must not stop all the rest.
+    pub(crate) crowded_write: Duration,
     /// The most record bytes of one Fetch response, whatever the client allows: what a slow client can hold up.
     pub(crate) fetch_bytes_max: usize,
 }
@@ -56,6 +61,11 @@ impl Shared {
             }
         }
         Err(last)
+    }
+
+    /// Whether somebody waits for memory that responses hold.
+    pub(crate) fn is_crowded(&self) -> bool {
+        self.responses.is_awaited() || self.history.is_memory_awaited()
     }
 
     /// Shows how many nodes have no port.

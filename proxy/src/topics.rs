@@ -28,11 +28,21 @@ pub(crate) const BY_NAME_MIN: i16 = 10;
 pub(crate) const BY_ID_MIN: i16 = 12;
 const NEWEST: i16 = 13;
 
+/// What the broker said of a name.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Told {
+    /// That it does not know it; or it did not say.
+    Nothing,
+    /// That the topic has no id. So it can have no archive.
+    NoId,
+    Id(Uuid),
+}
+
 /// What one connection has learnt.
 #[derive(Debug, Default)]
 pub(crate) struct Topics {
     cluster: Option<ClusterId>,
-    by_name: HashMap<TopicName, (Option<Uuid>, Instant)>,
+    by_name: HashMap<TopicName, (Told, Instant)>,
     by_id: HashMap<Uuid, (Option<TopicName>, Instant)>,
 }
 
@@ -69,13 +79,16 @@ impl Topics {
         self.by_name
             .retain(|_, (_, at)| at.elapsed() < NAME_AGE_MAX);
         for name in names {
-            self.by_name.insert(name.clone(), (None, now));
+            self.by_name.insert(name.clone(), (Told::Nothing, now));
         }
         for topic in response.topics {
             if let Some(name) = topic.name {
-                let known = topic.error_code == 0 && !topic.topic_id.is_nil();
-                self.by_name
-                    .insert(name, (known.then_some(topic.topic_id), now));
+                let told = match (topic.error_code, topic.topic_id) {
+                    (0, id) if id.is_nil() => Told::NoId,
+                    (0, id) => Told::Id(id),
+                    _ => Told::Nothing,
+                };
+                self.by_name.insert(name, (told, now));
             }
         }
         Ok(())
@@ -126,8 +139,13 @@ impl Topics {
     /// the topic since.
     pub(crate) fn doubt_name(&mut self, name: &TopicName) {
         if self.id(name).is_none() {
-            self.by_name.remove(name);
+            self.forget_name(name);
         }
+    }
+
+    /// Drops what a name means: the broker has shown that it may mean another topic by now.
+    pub(crate) fn forget_name(&mut self, name: &TopicName) {
+        self.by_name.remove(name);
     }
 
     /// As [`Topics::doubt_name`], for an id.
@@ -174,7 +192,17 @@ impl Topics {
 
     /// The id that a name has now.
     pub(crate) fn id(&self, name: &TopicName) -> Option<Uuid> {
-        self.by_name.get(name)?.0
+        match self.by_name.get(name)?.0 {
+            Told::Id(id) => Some(id),
+            Told::Nothing | Told::NoId => None,
+        }
+    }
+
+    /// Whether the broker said that the topic has no id.
+    pub(crate) fn lacks_id(&self, name: &TopicName) -> bool {
+        self.by_name
+            .get(name)
+            .is_some_and(|(told, _)| *told == Told::NoId)
     }
 
     /// Under which key the archive has this partition.

@@ -95,6 +95,17 @@ pub(crate) struct Replies {
 struct Pending {
     correlation: i32,
     reply: oneshot::Sender<Frame>,
+    asker: Asker,
+}
+
+/// For whom something is asked.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Asker {
+    /// The client: the answer may be large, and takes its room until the client has it.
+    Client,
+    /// The proxy: the answer is small and gone at once. It takes no room, since it may be asked for while the answer to
+    /// a client is held: waiting for room would be waiting for oneself.
+    Proxy,
 }
 
 /// Connects to the first address of `host` that answers.
@@ -155,7 +166,11 @@ pub(crate) fn open(stream: TcpStream, budget: Budget, patience: Patience) -> (Up
 impl Upstream {
     /// Sends a whole request frame (from the API key on) under an id of our own.
     pub(crate) async fn send(&mut self, frame: Bytes) -> Result<Reply, Gone> {
-        let (head, reply) = self.register(&frame, frame.len()).await?;
+        self.send_for(Asker::Client, frame).await
+    }
+
+    async fn send_for(&mut self, asker: Asker, frame: Bytes) -> Result<Reply, Gone> {
+        let (head, reply) = self.register(asker, &frame, frame.len()).await?;
         write_chunks(
             &mut self.io,
             &[head, frame.slice(Prefix::BYTES..)],
@@ -174,7 +189,7 @@ impl Upstream {
         answered: bool,
     ) -> Result<Option<Reply>, Gone> {
         let (head, reply) = if answered {
-            let (head, reply) = self.register(&part, len).await?;
+            let (head, reply) = self.register(Asker::Client, &part, len).await?;
             (head, Some(reply))
         } else {
             (self.head(&part, len)?, None)
@@ -202,11 +217,13 @@ impl Upstream {
         body: &Q,
         shape: &Shape,
     ) -> Result<A, Gone> {
-        let frame = self.ask(key, version, client_id, body).await?;
+        let frame = wire::encode_request(key, version, client_id, body)?;
+        let reply = self.send_for(Asker::Proxy, frame.freeze()).await?;
+        let frame = reply.await.map_err(|_| Gone::Closed)?;
         Ok(wire::decode_response(key, version, shape, &frame.bytes)?)
     }
 
-    /// As [`Upstream::call`], with the answer as it came.
+    /// Asks in the proxy's words for what the client wants; gives the answer as it came.
     pub(crate) async fn ask<Q: Encodable>(
         &mut self,
         key: ApiKey,
@@ -221,7 +238,12 @@ impl Upstream {
             .map_err(|_| Gone::Closed)
     }
 
-    async fn register(&mut self, part: &[u8], len: usize) -> Result<(Bytes, Reply), Gone> {
+    async fn register(
+        &mut self,
+        asker: Asker,
+        part: &[u8],
+        len: usize,
+    ) -> Result<(Bytes, Reply), Gone> {
         let head = self.head(part, len)?;
         let (reply, receiver) = oneshot::channel();
         // Registered before it is written: the answer can't be there earlier.
@@ -229,6 +251,7 @@ impl Upstream {
             .send(Pending {
                 correlation: self.correlation,
                 reply,
+                asker,
             })
             .await
             .map_err(|_| Gone::Closed)?;
@@ -265,27 +288,26 @@ impl Replies {
         };
         loop {
             let len = self.frames.length(patience).await.map_err(gone)?;
-            let room = self.budget.reserve(len).await;
+            if len < 4 {
+                return Err(Malformed.into());
+            }
+            // Before anything is held of it: what nobody waits for is not read.
+            let found = self.frames.peek(patience).await.map_err(gone)?;
+            let pending = self.pending.try_recv().ok();
+            let wanted = pending.as_ref().map(|pending| pending.correlation);
+            let Some(pending) = pending.filter(|pending| pending.correlation == found) else {
+                return Err(Gone::Unmatched { found, wanted });
+            };
+            let room = match pending.asker {
+                Asker::Client => self.budget.reserve(len).await,
+                Asker::Proxy => None,
+            };
             let bytes = self
                 .frames
                 .take(len, patience)
                 .await
                 .map_err(gone)?
                 .freeze();
-            let found = bytes
-                .first_chunk::<4>()
-                .map(|id| i32::from_be_bytes(*id))
-                .ok_or(Malformed)?;
-            let pending = self.pending.try_recv().map_err(|_| Gone::Unmatched {
-                found,
-                wanted: None,
-            })?;
-            if pending.correlation != found {
-                return Err(Gone::Unmatched {
-                    found,
-                    wanted: Some(pending.correlation),
-                });
-            }
             // Nobody waits any more when the client's request was given up: its answer is dropped.
             let _ = pending.reply.send(Frame { bytes, room });
         }
@@ -299,5 +321,63 @@ fn gone(error: FrameError) -> Gone {
         FrameError::Half | FrameError::Idle | FrameError::Tls | FrameError::Length(_) => {
             Gone::Frame(error)
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use kafka_protocol::messages::{ApiVersionsRequest, ApiVersionsResponse};
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    use tokio::net::TcpListener;
+
+    use super::*;
+    use crate::shape;
+
+    /// It used to wait for room as a client's answer does: a fetch that held all of it and then asked where the log
+    /// starts waited for itself.
+    #[tokio::test]
+    async fn what_the_proxy_asks_needs_no_room() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
+        let address = listener.local_addr().expect("bound");
+        tokio::spawn(async move {
+            let (mut broker, _) = listener.accept().await.expect("a client");
+            loop {
+                let len = broker.read_i32().await.unwrap_or(0);
+                let mut request = vec![0; usize::try_from(len).expect("a length")];
+                if len == 0 || broker.read_exact(&mut request).await.is_err() {
+                    return;
+                }
+                // Correlation id, no error, 5,000 API keys.
+                let mut answer = request[4..8].to_vec();
+                answer.extend([0, 0, 0, 0, 0x13, 0x88]);
+                answer.resize(10 + 5000 * 6, 0);
+                let len = i32::try_from(answer.len()).expect("small");
+                broker.write_i32(len).await.expect("taken");
+                broker.write_all(&answer).await.expect("taken");
+            }
+        });
+        let budget = Budget::new(1 << 20);
+        let all = budget.reserve(1 << 20).await;
+        let patience = Patience {
+            idle: Duration::from_secs(9),
+            progress: Duration::from_secs(9),
+        };
+        let stream = TcpStream::connect(address).await.expect("the broker");
+        let (mut upstream, replies) = open(stream, budget.clone(), patience);
+        tokio::spawn(replies.run());
+        let request = ApiVersionsRequest::default();
+        let shape = &shape::API_VERSIONS_RESPONSE;
+        let called: Result<ApiVersionsResponse, _> = timeout(
+            Duration::from_secs(5),
+            upstream.call(ApiKey::ApiVersions, 0, None, &request, shape),
+        )
+        .await
+        .expect("in time");
+        assert_eq!(called.expect("an answer").api_keys.len(), 5000);
+        let mut asked = Box::pin(upstream.ask(ApiKey::ApiVersions, 0, None, &request));
+        let early = timeout(Duration::from_millis(100), &mut asked).await;
+        assert!(early.is_err(), "what a client asks does");
+        drop(all);
+        assert!(asked.await.expect("an answer").room.is_some());
     }
 }

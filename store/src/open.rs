@@ -55,7 +55,7 @@ pub enum OpenError {
     #[error(transparent)]
     Url(#[from] InvalidUrl),
     /// The URL is right, something around it is not.
-    #[error("cannot open {url}: {source}; {remedy}")]
+    #[error("cannot open {url}: {remedy}")]
     Setup {
         /// Which archive.
         url: String,

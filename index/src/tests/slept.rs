@@ -31,19 +31,43 @@ impl Rig {
             sleeper,
         }
     }
+
+    /// The sleeper puts [10, 20) as number 1 and falls asleep over it, `held` says where; meanwhile the others do something.
+    /// Gives how it ended.
+    async fn sleep_over_a_put(
+        self,
+        held: fn(Gate) -> Fault,
+        slept: Duration,
+        meanwhile: impl AsyncFnOnce(&mut Writer, &dyn Store),
+    ) -> (Appended, Writer) {
+        let Rig {
+            hand,
+            faulty,
+            mut others,
+            mut sleeper,
+        } = self;
+        let gate = Gate::new();
+        faulty.next(OperationKind::Put, "/commit/", held(gate.clone()));
+        let task = tokio::spawn(async move {
+            let ended = sleeper.append(vec![empty(10, 20)]).await.unwrap();
+            (ended, sleeper)
+        });
+        gate.reached().await;
+        meanwhile(&mut others, faulty.inner().as_ref()).await;
+        hand.forward(slept);
+        gate.open();
+        task.await.unwrap()
+    }
 }
 
 #[tokio::test]
 async fn nobody_wrote_meanwhile_and_the_commit_counts() {
-    let mut rig = Rig::new().await;
-    let gate = Gate::new();
-    let held = Fault::HeldAfter(gate.clone());
-    rig.faulty.next(OperationKind::Put, "/commit/", held);
-    let task = tokio::spawn(async move { rig.sleeper.append(vec![empty(10, 20)]).await.unwrap() });
-    gate.reached().await;
-    rig.hand.forward(2 * DAY);
-    gate.open();
-    let Appended::Committed(snapshot) = task.await.unwrap() else {
+    let rig = Rig::new().await;
+    let nothing = async |_: &mut Writer, _: &dyn Store| {};
+    let (ended, _) = rig
+        .sleep_over_a_put(Fault::HeldAfter, 2 * DAY, nothing)
+        .await;
+    let Appended::Committed(snapshot) = ended else {
         panic!("the put was carried out, and number 1 is ours");
     };
     assert_eq!(snapshot.number(), 1);
@@ -51,18 +75,14 @@ async fn nobody_wrote_meanwhile_and_the_commit_counts() {
 
 #[tokio::test]
 async fn others_went_on_behind_it_and_the_commit_counts() {
-    let mut rig = Rig::new().await;
-    let gate = Gate::new();
-    let held = Fault::HeldAfter(gate.clone());
-    rig.faulty.next(OperationKind::Put, "/commit/", held);
-    let task = tokio::spawn(async move { rig.sleeper.append(vec![empty(10, 20)]).await.unwrap() });
-    gate.reached().await;
-    let lost = rig.others.append(vec![empty(10, 15)]).await.unwrap();
-    assert!(matches!(lost, Appended::Lost { .. }));
-    append(&mut rig.others, vec![empty(20, 30)]).await;
-    rig.hand.forward(2 * DAY);
-    gate.open();
-    let Appended::Committed(snapshot) = task.await.unwrap() else {
+    let rig = Rig::new().await;
+    let go_on = async |others: &mut Writer, _: &dyn Store| {
+        let lost = others.append(vec![empty(10, 15)]).await.unwrap();
+        assert!(matches!(lost, Appended::Lost { .. }));
+        append(others, vec![empty(20, 30)]).await;
+    };
+    let (ended, _) = rig.sleep_over_a_put(Fault::HeldAfter, 2 * DAY, go_on).await;
+    let Appended::Committed(snapshot) = ended else {
         panic!("number 1 is ours, whatever came behind it");
     };
     assert_eq!((snapshot.number(), snapshot.entry_count()), (2, 3));
@@ -70,25 +90,19 @@ async fn others_went_on_behind_it_and_the_commit_counts() {
 
 #[tokio::test]
 async fn a_number_that_was_pruned_is_not_won() {
-    let mut rig = Rig::new().await;
-    let gate = Gate::new();
-    let held = Fault::HeldBefore(gate.clone());
-    rig.faulty.next(OperationKind::Put, "/commit/", held);
-    let task = tokio::spawn(async move {
-        let ended = rig.sleeper.append(vec![empty(10, 20)]).await.unwrap();
-        (ended, rig.sleeper)
-    });
-    gate.reached().await;
-    for start in [10, 20, 30] {
-        append(&mut rig.others, vec![empty(start, start + 10)]).await;
-    }
-    rig.hand.forward(31 * DAY);
-    for number in 0..3 {
-        let pruned = keys::commit(&partition(0), number);
-        rig.faulty.inner().delete(&pruned).await.unwrap();
-    }
-    gate.open();
-    let (ended, mut sleeper) = task.await.unwrap();
+    let rig = Rig::new().await;
+    let go_on_and_prune = async |others: &mut Writer, store: &dyn Store| {
+        for start in [10, 20, 30] {
+            append(others, vec![empty(start, start + 10)]).await;
+        }
+        for number in 0..3 {
+            let pruned = keys::commit(&partition(0), number);
+            store.delete(&pruned).await.unwrap();
+        }
+    };
+    let (ended, mut sleeper) = rig
+        .sleep_over_a_put(Fault::HeldBefore, 31 * DAY, go_on_and_prune)
+        .await;
     let Appended::Lost { snapshot, swept } = ended else {
         panic!("number 1 was somebody else's, and is pruned");
     };

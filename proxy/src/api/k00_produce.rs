@@ -8,9 +8,9 @@
 use bytes::Bytes;
 use kafka_protocol::messages::{ApiKey, ProduceResponse};
 
-use crate::nodes::Nodes;
+use crate::api::addressed::{Passing, replace_all};
 use crate::shape::{self, unsigned_varint};
-use crate::wire::{self, Prefix, WireError};
+use crate::wire::{Prefix, WireError};
 
 const KEY: ApiKey = ApiKey::Produce;
 
@@ -86,28 +86,14 @@ fn varint(frame: &[u8], at: &mut usize) -> Result<u32, Short> {
 }
 
 /// Puts our addresses in the place of the brokers'.
-pub(crate) fn patch(
-    version: i16,
-    correlation: i32,
-    frame: &Bytes,
-    nodes: &Nodes,
-) -> Result<Option<Bytes>, WireError> {
-    if version < 10 {
+pub(crate) fn patch(passing: &Passing<'_>) -> Result<Option<Bytes>, WireError> {
+    if passing.version < 10 {
         return Ok(None);
     }
-    let mut response: ProduceResponse =
-        wire::decode_response(KEY, version, &shape::PRODUCE_RESPONSE, frame)?;
-    if response.node_endpoints.is_empty() {
-        return Ok(None);
-    }
-    response.node_endpoints.retain_mut(|node| {
-        let Some((host, port)) = nodes.advertised(node.node_id.0, &node.host, node.port) else {
-            return false;
-        };
-        (node.host, node.port) = (host, port);
-        true
-    });
-    wire::encode_response(KEY, version, correlation, &response).map(Some)
+    let change = |response: &mut ProduceResponse, nodes: &_| {
+        replace_all(&mut response.node_endpoints, nodes)
+    };
+    passing.changed(KEY, &shape::PRODUCE_RESPONSE, change)
 }
 
 #[cfg(test)]

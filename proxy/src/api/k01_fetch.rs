@@ -26,6 +26,7 @@ use kafka_protocol::ResponseError;
 use kafka_protocol::messages::{ApiKey, FetchRequest, FetchResponse};
 use tokio::time::Instant;
 
+use crate::api::addressed::replace_all;
 use crate::connection::Answer;
 use crate::conversation::{Conversation, Failed};
 use crate::shape;
@@ -57,7 +58,7 @@ enum Session {
 impl Session {
     fn of(request: &FetchRequest) -> Session {
         // Epoch 0 asks for a new session, -1 for none (and closes the one named): both name all partitions.
-        if request.session_id != 0 && 0 < request.session_epoch {
+        if 0 < request.session_epoch {
             Session::Unknown
         } else {
             Session::Full
@@ -72,10 +73,7 @@ pub(crate) async fn answer(
     frame: Bytes,
 ) -> Result<Answer, Failed> {
     let version = prefix.version;
-    let (header, request): (_, FetchRequest) =
-        wire::decode_request(KEY, version, &shape::FETCH_REQUEST, frame)
-            .map_err(Failed::Request)?;
-    conversation.client_id = header.client_id;
+    let request: FetchRequest = conversation.read(KEY, version, &shape::FETCH_REQUEST, frame)?;
     let replica = if version >= 15 {
         request.replica_state.replica_id
     } else {
@@ -173,7 +171,7 @@ impl<'a> Fetch<'a> {
     fn relay(&self, mut response: FetchResponse) -> Result<Answer, Failed> {
         response.session_id = 0;
         let nodes = &self.conversation.shared.nodes;
-        answer::replace_addresses(&mut response.node_endpoints, nodes);
+        replace_all(&mut response.node_endpoints, nodes);
         let frame =
             wire::encode_response(KEY, self.prefix.version, self.prefix.correlation, &response);
         Ok(frame.map_err(Gone::from)?.into())
@@ -184,7 +182,7 @@ impl<'a> Fetch<'a> {
         for (wanted, part) in self.wanted.iter().zip(&mut parts.parts) {
             wanted.finish(part);
         }
-        answer::replace_addresses(&mut parts.node_endpoints, &self.conversation.shared.nodes);
+        replace_all(&mut parts.node_endpoints, &self.conversation.shared.nodes);
         let replayed: usize = parts
             .parts
             .iter()

@@ -9,13 +9,16 @@
 //! | a time | the archive's match if there is one, else the cluster's; the lower offset where both have one |
 //!
 //! An error of the broker goes through, so DESCRIBE, leadership and epochs are its business. While the archive can't be
-//! read, the answer is KAFKA_STORAGE_ERROR, never the cluster's own earliest, which would skip all history.
+//! read, the answer is KAFKA_STORAGE_ERROR, never the cluster's own earliest, which would skip all history. The same
+//! where neither side can speak for the records between the archived end and the live start: the cluster's match may
+//! not be the first one.
 
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
+use everlog_format::PartitionKey;
 use everlog_index::{Freshness, Snapshot};
 use futures::stream::{self, StreamExt};
 use kafka_protocol::messages::list_offsets_response::ListOffsetsPartitionResponse;
@@ -54,10 +57,8 @@ pub(crate) async fn answer(
     frame: Bytes,
 ) -> Result<Answer, Failed> {
     let version = prefix.version;
-    let (header, request): (_, ListOffsetsRequest) =
-        wire::decode_request(KEY, version, &shape::LIST_OFFSETS_REQUEST, frame.clone())
-            .map_err(Failed::Request)?;
-    conversation.client_id = header.client_id;
+    let request: ListOffsetsRequest =
+        conversation.read(KEY, version, &shape::LIST_OFFSETS_REQUEST, frame.clone())?;
     let reply = conversation.upstream.send(frame).await?;
     let Frame { bytes, room } = reply.await.map_err(|_| Gone::Closed)?;
     let mut response: ListOffsetsResponse =
@@ -68,15 +69,18 @@ pub(crate) async fn answer(
         Ok(limit) if version >= 10 && limit > 0 => Duration::from_millis(limit).min(LIMIT_MAX),
         _ => LIMIT_MAX,
     };
-    if !searches.is_empty() {
-        merge_all(
-            &conversation.shared.history,
-            &searches,
-            &mut response,
-            version,
-            limit,
-        )
-        .await;
+    let mut found = search_all(&conversation.shared.history, &searches, limit).await;
+    mind_the_gap(conversation, &searches, &mut found, limit).await?;
+    for topic in &mut response.topics {
+        for partition in &mut topic.partitions {
+            let place = (topic.name.clone(), partition.partition_index);
+            if let Some((search, archived)) = searches.get(&place).zip(found.remove(&place)) {
+                match archived {
+                    Ok(archived) => merge(partition, search.question, archived, version),
+                    Err(error) => fail(partition, &error),
+                }
+            }
+        }
     }
     let encoded =
         wire::encode_response(KEY, version, prefix.correlation, &response).map_err(Gone::from)?;
@@ -86,8 +90,22 @@ pub(crate) async fn answer(
     })
 }
 
+/// A partition, as the request names it.
+type Place = (TopicName, i32);
+
 /// What is asked of partitions that may have an archive.
-type Searches = HashMap<(TopicName, i32), (i64, Chain)>;
+type Searches = HashMap<Place, Search>;
+
+/// What the archive says to each question; nothing where no record of it matches.
+type Found = HashMap<Place, Result<Option<TimestampHit>, HistoryError>>;
+
+/// One of them.
+struct Search {
+    question: i64,
+    /// `None` only beside [`Chain::Unknown`].
+    key: Option<PartitionKey>,
+    chain: Chain,
+}
 
 /// One question that the archive can answer too.
 struct Question {
@@ -108,8 +126,9 @@ async fn searches(
     }
     let names: Vec<&TopicName> = questions.iter().map(|question| &question.topic).collect();
     conversation.learn_ids(names.iter().copied()).await?;
-    let unknown =
-        |conversation: &Conversation, name: &TopicName| conversation.topics.id(name).is_none();
+    let unknown = |conversation: &Conversation, name: &TopicName| {
+        conversation.topics.id(name).is_none() && !conversation.topics.lacks_id(name)
+    };
     if names.iter().any(|name| unknown(conversation, name)) {
         // The broker has just answered for this topic, so it knows it by now.
         for name in &names {
@@ -126,14 +145,19 @@ async fn searches(
     let history = &conversation.shared.history;
     let chains = history.chains(keys.clone(), FRESH, LOOK_MAX).await;
     for ((question, key), chain) in questions.into_iter().zip(keys).zip(chains) {
-        let chain = match (key, chain) {
+        let may_have_one = tells && !conversation.topics.lacks_id(&question.topic);
+        let chain = match (&key, chain) {
             // Which topic it is was not told, so it is not known either that it has no history.
-            (None, _) if tells => Chain::Unknown(history.failed(HistoryError::NoTopic)),
+            (None, _) if may_have_one => Chain::Unknown(history.failed(HistoryError::NoTopic)),
             (_, Chain::None) => continue,
             (_, chain) => chain,
         };
-        let place = (question.topic, question.partition);
-        found.insert(place, (question.timestamp, chain));
+        let search = Search {
+            question: question.timestamp,
+            key,
+            chain,
+        };
+        found.insert((question.topic, question.partition), search);
     }
     Ok(found)
 }
@@ -171,39 +195,84 @@ fn questions(
         .collect()
 }
 
-async fn merge_all(
-    history: &History,
-    searches: &Searches,
-    response: &mut ListOffsetsResponse,
-    version: i16,
-    limit: Duration,
-) {
-    let partitions = response.topics.iter_mut().flat_map(|topic| {
-        let name = &topic.name;
-        topic.partitions.iter_mut().filter_map(move |partition| {
-            let search = searches.get(&(name.clone(), partition.partition_index))?;
-            (partition.error_code == 0).then_some((partition, search))
-        })
-    });
-    // Collected first: the stream must not borrow the closure above.
-    let partitions: Vec<_> = partitions.collect();
-    stream::iter(partitions)
-        .for_each_concurrent(SEARCHES, |(partition, (question, chain))| async move {
-            let archived = match chain {
-                Chain::None => return,
-                Chain::Unknown(error) => Err(error.clone()),
-                Chain::Known(snapshot) => search(history, snapshot, *question, limit).await,
+/// Asks the archive of each partition, some at a time.
+async fn search_all(history: &History, searches: &Searches, limit: Duration) -> Found {
+    let ask = |(place, search): (&Place, &Search)| {
+        let (place, question, chain) = (place.clone(), search.question, search.chain.clone());
+        async move {
+            let found = match chain {
+                Chain::None => Ok(None),
+                Chain::Unknown(error) => Err(error),
+                Chain::Known(snapshot) => ask_archive(history, &snapshot, question, limit).await,
             };
-            match archived {
-                Ok(archived) => merge(partition, *question, archived, version),
-                Err(error) => fail(partition, &error),
+            (place, found)
+        }
+    };
+    // Collected first: the stream must not borrow the closure.
+    let asked: Vec<_> = searches.iter().map(ask).collect();
+    stream::iter(asked)
+        .buffer_unordered(SEARCHES)
+        .collect()
+        .await
+}
+
+/// Where the archive has no match, or not necessarily the largest one, the cluster's word stands; but only if its log
+/// still holds everything behind the commit that was searched. If it does not, a newer commit may.
+async fn mind_the_gap(
+    conversation: &mut Conversation,
+    searches: &Searches,
+    found: &mut Found,
+    limit: Duration,
+) -> Result<(), Gone> {
+    let is_open = |place: &Place, answer: &Result<Option<TimestampHit>, HistoryError>| {
+        let question = searches.get(place).map(|search| search.question);
+        match answer {
+            Ok(hit) => question == Some(MAX_TIMESTAMP) || hit.is_none(),
+            Err(_) => false,
+        }
+    };
+    let open: Vec<Place> = found
+        .iter()
+        .filter(|(place, answer)| is_open(place, answer))
+        .map(|(place, _)| place.clone())
+        .collect();
+    // After the archive was searched: a log only loses its beginning, so what it still has now it had before.
+    let starts = conversation.live_offsets(&open, EARLIEST).await?;
+    let history = &conversation.shared.history;
+    let reaches = |chain: &Chain, start: i64| {
+        let end = chain.snapshot().and_then(|snapshot| snapshot.covered());
+        end.is_some_and(|covered| start <= covered.end().get())
+    };
+    for place in open {
+        let Some(search) = searches.get(&place) else {
+            continue;
+        };
+        let Some(start) = starts.get(&place).copied() else {
+            found.insert(place, Err(history.failed(HistoryError::NoLiveStart)));
+            continue;
+        };
+        if reaches(&search.chain, start) {
+            continue;
+        }
+        let newest = Freshness::Within(Duration::ZERO);
+        let chain = match &search.key {
+            Some(key) => history.chain(key, newest).await,
+            None => Chain::None,
+        };
+        let answer = match &chain {
+            Chain::Known(snapshot) if reaches(&chain, start) => {
+                ask_archive(history, snapshot, search.question, limit).await
             }
-        })
-        .await;
+            Chain::Known(_) | Chain::None => Err(history.failed(HistoryError::NotYet)),
+            Chain::Unknown(error) => Err(error.clone()),
+        };
+        found.insert(place, answer);
+    }
+    Ok(())
 }
 
 /// The archive's own answer to a question; `None` if no record of it matches.
-async fn search(
+async fn ask_archive(
     history: &History,
     snapshot: &Arc<Snapshot>,
     question: i64,

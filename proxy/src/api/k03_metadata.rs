@@ -7,30 +7,18 @@
 use bytes::Bytes;
 use kafka_protocol::messages::{ApiKey, MetadataResponse};
 
-use crate::nodes::{Broker, Nodes};
+use crate::api::addressed::{Passing, replace_all};
+use crate::nodes::Broker;
 use crate::shape;
-use crate::wire::{self, WireError};
+use crate::wire::WireError;
 
 const KEY: ApiKey = ApiKey::Metadata;
 
 /// Puts our addresses in the place of the brokers'.
-pub(crate) fn patch(
-    version: i16,
-    correlation: i32,
-    frame: &Bytes,
-    nodes: &Nodes,
-) -> Result<Option<Bytes>, WireError> {
-    let mut response: MetadataResponse =
-        wire::decode_response(KEY, version, &shape::METADATA_RESPONSE, frame)?;
-    response.brokers.retain_mut(|broker| {
-        let Some((host, port)) = nodes.advertised(broker.node_id.0, &broker.host, broker.port)
-        else {
-            return false;
-        };
-        (broker.host, broker.port) = (host, port);
-        true
-    });
-    wire::encode_response(KEY, version, correlation, &response).map(Some)
+pub(crate) fn patch(passing: &Passing<'_>) -> Result<Option<Bytes>, WireError> {
+    let change =
+        |response: &mut MetadataResponse, nodes: &_| replace_all(&mut response.brokers, nodes);
+    passing.changed(KEY, &shape::METADATA_RESPONSE, change)
 }
 
 /// The brokers that a response names.

@@ -8,41 +8,37 @@ use kafka_protocol::ResponseError;
 use kafka_protocol::messages::{ApiKey, FindCoordinatorResponse};
 use kafka_protocol::protocol::StrBytes;
 
+use crate::api::addressed::Passing;
 use crate::nodes::Nodes;
 use crate::shape;
-use crate::wire::{self, WireError};
+use crate::wire::WireError;
 
 const KEY: ApiKey = ApiKey::FindCoordinator;
 
 /// Puts our addresses in the place of the brokers'.
-pub(crate) fn patch(
-    version: i16,
-    correlation: i32,
-    frame: &Bytes,
-    nodes: &Nodes,
-) -> Result<Option<Bytes>, WireError> {
-    let mut response: FindCoordinatorResponse =
-        wire::decode_response(KEY, version, &shape::FIND_COORDINATOR_RESPONSE, frame)?;
-    if version <= 3 {
-        let response = &mut response;
-        replace(
-            nodes,
-            &mut response.node_id.0,
-            &mut response.host,
-            &mut response.port,
-            &mut response.error_code,
-        );
-    }
-    for one in &mut response.coordinators {
-        replace(
-            nodes,
-            &mut one.node_id.0,
-            &mut one.host,
-            &mut one.port,
-            &mut one.error_code,
-        );
-    }
-    wire::encode_response(KEY, version, correlation, &response).map(Some)
+pub(crate) fn patch(passing: &Passing<'_>) -> Result<Option<Bytes>, WireError> {
+    let change = |response: &mut FindCoordinatorResponse, nodes: &_| {
+        if passing.version <= 3 {
+            replace(
+                nodes,
+                &mut response.node_id.0,
+                &mut response.host,
+                &mut response.port,
+                &mut response.error_code,
+            );
+        }
+        for one in &mut response.coordinators {
+            replace(
+                nodes,
+                &mut one.node_id.0,
+                &mut one.host,
+                &mut one.port,
+                &mut one.error_code,
+            );
+        }
+        true
+    };
+    passing.changed(KEY, &shape::FIND_COORDINATOR_RESPONSE, change)
 }
 
 fn replace(nodes: &Nodes, node: &mut i32, host: &mut StrBytes, port: &mut i32, error: &mut i16) {

@@ -43,10 +43,8 @@ pub(crate) async fn answer(
     frame: Bytes,
 ) -> Result<Answer, Failed> {
     let version = prefix.version;
-    let (header, _): (_, ApiVersionsRequest) =
-        wire::decode_request(KEY, version, &shape::API_VERSIONS_REQUEST, frame.clone())
-            .map_err(Failed::Request)?;
-    conversation.client_id = header.client_id;
+    let _: ApiVersionsRequest =
+        conversation.read(KEY, version, &shape::API_VERSIONS_REQUEST, frame.clone())?;
     let reply = conversation
         .upstream
         .send(frame)

@@ -31,14 +31,9 @@ pub(crate) async fn answer(
     frame: Bytes,
 ) -> Result<Answer, Failed> {
     let version = prefix.version;
-    let decoded = wire::decode_request(
-        KEY,
-        version,
-        &shape::OFFSET_FOR_LEADER_EPOCH_REQUEST,
-        frame.clone(),
-    );
-    let (header, request): (_, OffsetForLeaderEpochRequest) = decoded.map_err(Failed::Request)?;
-    conversation.client_id = header.client_id;
+    let shape = &shape::OFFSET_FOR_LEADER_EPOCH_REQUEST;
+    let request: OffsetForLeaderEpochRequest =
+        conversation.read(KEY, version, shape, frame.clone())?;
     let reply = conversation.upstream.send(frame).await?;
     let Frame { bytes, room } = reply.await.map_err(|_| Gone::Closed)?;
     let mut response: OffsetForLeaderEpochResponse = wire::decode_response(

@@ -8,7 +8,7 @@ use kafka_protocol::ResponseError;
 use kafka_protocol::messages::{ApiKey, DescribeClusterRequest, DescribeClusterResponse};
 use kafka_protocol::protocol::StrBytes;
 
-use crate::nodes::Nodes;
+use crate::api::addressed::{Passing, replace_all};
 use crate::shape;
 use crate::wire::{self, WireError};
 
@@ -35,21 +35,9 @@ pub(crate) fn refuse(
 }
 
 /// Puts our addresses in the place of the brokers'.
-pub(crate) fn patch(
-    version: i16,
-    correlation: i32,
-    frame: &Bytes,
-    nodes: &Nodes,
-) -> Result<Option<Bytes>, WireError> {
-    let mut response: DescribeClusterResponse =
-        wire::decode_response(KEY, version, &shape::DESCRIBE_CLUSTER_RESPONSE, frame)?;
-    response.brokers.retain_mut(|broker| {
-        let Some((host, port)) = nodes.advertised(broker.broker_id.0, &broker.host, broker.port)
-        else {
-            return false;
-        };
-        (broker.host, broker.port) = (host, port);
-        true
-    });
-    wire::encode_response(KEY, version, correlation, &response).map(Some)
+pub(crate) fn patch(passing: &Passing<'_>) -> Result<Option<Bytes>, WireError> {
+    let change = |response: &mut DescribeClusterResponse, nodes: &_| {
+        replace_all(&mut response.brokers, nodes)
+    };
+    passing.changed(KEY, &shape::DESCRIBE_CLUSTER_RESPONSE, change)
 }

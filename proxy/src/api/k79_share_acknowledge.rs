@@ -4,30 +4,16 @@
 use bytes::Bytes;
 use kafka_protocol::messages::{ApiKey, ShareAcknowledgeResponse};
 
-use crate::nodes::Nodes;
+use crate::api::addressed::{Passing, replace_all};
 use crate::shape;
-use crate::wire::{self, WireError};
+use crate::wire::WireError;
 
 const KEY: ApiKey = ApiKey::ShareAcknowledge;
 
 /// Puts our addresses in the place of the brokers'.
-pub(crate) fn patch(
-    version: i16,
-    correlation: i32,
-    frame: &Bytes,
-    nodes: &Nodes,
-) -> Result<Option<Bytes>, WireError> {
-    let mut response: ShareAcknowledgeResponse =
-        wire::decode_response(KEY, version, &shape::SHARE_ACKNOWLEDGE_RESPONSE, frame)?;
-    if response.node_endpoints.is_empty() {
-        return Ok(None);
-    }
-    response.node_endpoints.retain_mut(|node| {
-        let Some((host, port)) = nodes.advertised(node.node_id.0, &node.host, node.port) else {
-            return false;
-        };
-        (node.host, node.port) = (host, port);
-        true
-    });
-    wire::encode_response(KEY, version, correlation, &response).map(Some)
+pub(crate) fn patch(passing: &Passing<'_>) -> Result<Option<Bytes>, WireError> {
+    let change = |response: &mut ShareAcknowledgeResponse, nodes: &_| {
+        replace_all(&mut response.node_endpoints, nodes)
+    };
+    passing.changed(KEY, &shape::SHARE_ACKNOWLEDGE_RESPONSE, change)
 }

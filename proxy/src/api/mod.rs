@@ -1,5 +1,6 @@
 //! One file for each Kafka API that is answered or patched here, named with its key.
 
+pub(crate) mod addressed;
 pub(crate) mod k00_produce;
 pub(crate) mod k01_fetch;
 pub(crate) mod k02_list_offsets;

@@ -15,6 +15,7 @@
 //! decoder that meets a record longer than it was granted room for takes what is missing, one on each decoding thread.
 //! Not counted is what lives only while a thread decodes: the records of one run, about 2 MiB for each core.
 
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use tokio::sync::Notify;
@@ -55,6 +56,18 @@ pub(super) struct Budget {
     /// Those who wait for a share take turns in the order they came, so that a large request is not overtaken for ever
     /// by small ones.
     turns: [tokio::sync::Mutex<()>; 3],
+    /// Those who have found no room and wait for it, by share.
+    waiters: [AtomicUsize; 3],
+}
+
+/// Counts one who waits for room, until it is dropped.
+#[derive(Debug)]
+pub(super) struct Waiter<'a>(&'a AtomicUsize);
+
+impl Drop for Waiter<'_> {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
+    }
 }
 
 #[derive(Clone, Copy, Debug, Default)]
@@ -84,6 +97,7 @@ impl Budget {
             used: Mutex::default(),
             freed: Notify::new(),
             turns: Default::default(),
+            waiters: Default::default(),
         })
     }
 
@@ -190,6 +204,22 @@ impl Budget {
         self.turns[share as usize].lock().await
     }
 
+    /// Somebody has found no room in `share` and waits.
+    pub(super) fn wait(&self, share: Share) -> Waiter<'_> {
+        let waiters = &self.waiters[share as usize];
+        waiters.fetch_add(1, Ordering::Relaxed);
+        Waiter(waiters)
+    }
+
+    /// Whether somebody waits for room that batches hold: not merely for his turn, nor for a row group to be used up.
+    /// Batches that nobody holds are given up, so it is responses that he waits for.
+    pub(super) fn is_held_up_by_batches(&self) -> bool {
+        let waits = |share: Share| self.waiters[share as usize].load(Ordering::Relaxed) > 0;
+        waits(Share::Batches)
+            || (waits(Share::Stored) || waits(Share::Footers))
+                && self.used().shares[Share::Batches as usize] > self.batches_floor()
+    }
+
     /// Whether somebody waits for room in `share`.
     pub(super) fn is_awaited(&self, share: Share) -> bool {
         self.turns[share as usize].try_lock().is_err()
@@ -257,6 +287,22 @@ mod tests {
         assert!(budget.try_take(Share::Stored, 1, Need::Demand).is_none());
         assert!(budget.try_take(Share::Batches, 201, Need::Ahead).is_none());
         assert!(budget.try_take(Share::Batches, 300, Need::Demand).is_some());
+    }
+
+    #[test]
+    fn who_waits_for_responses_is_told_from_who_waits_for_row_groups() {
+        let budget = Budget::new(800);
+        let stored = budget.take_anyway(Share::Stored, 500);
+        let waiter = budget.wait(Share::Stored);
+        assert!(!budget.is_held_up_by_batches());
+        let batches = budget.take_anyway(Share::Batches, 301);
+        assert!(budget.is_held_up_by_batches());
+        drop((batches, waiter));
+        assert!(!budget.is_held_up_by_batches());
+        let waiter = budget.wait(Share::Batches);
+        assert!(budget.is_held_up_by_batches());
+        drop((waiter, stored));
+        assert!(!budget.is_held_up_by_batches());
     }
 
     #[test]

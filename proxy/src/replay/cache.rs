@@ -105,16 +105,16 @@ impl Cache {
             };
         }
         let _turn = self.budget.turn(share).await;
-        let mut has_waited = false;
+        let mut waiting = None;
         loop {
             // Made before the attempt, so that nothing given back in between is missed.
             let freed = self.budget.freed();
             if let Some(permit) = self.try_room(share, bytes, need) {
                 return Some(permit);
             }
-            if !has_waited {
+            if waiting.is_none() {
                 self.metrics.memory_waits.inc();
-                has_waited = true;
+                waiting = Some(self.budget.wait(share));
             }
             // Either way the next thing is to try again.
             let _ = timeout(LOOK_AGAIN, freed).await;

@@ -168,6 +168,11 @@ impl Replay {
         self.cache.epoch(snapshot, offset).await
     }
 
+    /// Whether a read waits for memory that the slices of others hold.
+    pub fn is_memory_awaited(&self) -> bool {
+        self.cache.budget.is_held_up_by_batches()
+    }
+
     /// How much of the budget is held now and was held at most, in bytes.
     pub fn memory(&self) -> MemoryUse {
         MemoryUse {

@@ -6,6 +6,7 @@ use std::sync::{Arc, Mutex};
 
 use bytes::{Bytes, BytesMut};
 use everlog_format::{TopicSelection, decode_batches};
+use everlog_index::{Archive, ArchiveOptions};
 use everlog_proxy::{OnHole, Proxy, ProxyConfig};
 use kafka_protocol::messages::api_versions_response::ApiVersion;
 use kafka_protocol::messages::fetch_request::{FetchPartition, FetchTopic};
@@ -42,6 +43,12 @@ pub(crate) struct Log {
     pub(crate) untold: bool,
     /// Partition 0 is left out of fetch answers.
     pub(crate) omits: bool,
+    /// Topics have no ids.
+    pub(crate) idless: bool,
+    /// What a question for a time or the largest timestamp is answered with.
+    pub(crate) by_time: i64,
+    /// Zeros behind the records of each partition.
+    pub(crate) more_bytes: usize,
 }
 
 pub(crate) const LIVE: &[u8] = b"records of the cluster";
@@ -50,7 +57,10 @@ pub(crate) struct Bench {
     pub(crate) log: Arc<Mutex<Log>>,
     /// Offset and partition_max_bytes of each fetched partition.
     pub(crate) fetched: Arc<Mutex<Vec<(i64, i32)>>>,
+    /// `max_bytes` of the last fetch.
+    pub(crate) max_bytes: Arc<Mutex<i32>>,
     client: TcpStream,
+    proxy: SocketAddr,
     pub(crate) bed: support::Bed,
     _dir: tempfile::TempDir,
 }
@@ -83,14 +93,21 @@ fn topic_id(log: Log) -> uuid::Uuid {
     let archived = everlog_format::TopicId::new("4L6g3nShT-eMCtK--X86sw")
         .unwrap()
         .as_uuid();
-    if log.recreated {
+    if log.idless {
+        uuid::Uuid::nil()
+    } else if log.recreated {
         uuid::Uuid::from_u128(7)
     } else {
         archived
     }
 }
 
-fn respond(mut request: Bytes, log: Log, fetched: &Mutex<Vec<(i64, i32)>>) -> Bytes {
+fn respond(
+    mut request: Bytes,
+    log: Log,
+    fetched: &Mutex<Vec<(i64, i32)>>,
+    max_bytes: &Mutex<i32>,
+) -> Bytes {
     let key = ApiKey::try_from(i16::from_be_bytes([request[0], request[1]])).unwrap();
     let version = i16::from_be_bytes([request[2], request[3]]);
     let header = RequestHeader::decode(&mut request, key.request_header_version(version)).unwrap();
@@ -131,7 +148,7 @@ fn respond(mut request: Bytes, log: Log, fetched: &Mutex<Vec<(i64, i32)>>) -> By
                     .with_offset(match asked.timestamp {
                         -1 => log.end,
                         -2 => log.start,
-                        _ => -1,
+                        _ => log.by_time,
                     })
             };
             let partitions = asked.topics[0].partitions.iter().map(one).collect();
@@ -152,6 +169,7 @@ fn respond(mut request: Bytes, log: Log, fetched: &Mutex<Vec<(i64, i32)>>) -> By
                 (0, -1),
                 "no sessions upstream"
             );
+            *max_bytes.lock().unwrap() = asked.max_bytes;
             let mut response = FetchResponse::default().with_throttle_time_ms(log.throttle_ms);
             for topic in asked.topics.iter().filter(|_| log.throttle_ms == 0) {
                 let one = |asked: &FetchPartition| {
@@ -210,7 +228,9 @@ fn serve(asked: &FetchPartition, log: Log) -> PartitionData {
             data.log_start_offset,
         ) = (log.end, log.end, log.start);
         if offset < log.end {
-            data.records = Some(Bytes::from_static(LIVE));
+            let mut records = LIVE.to_vec();
+            records.resize(LIVE.len() + log.more_bytes, 0);
+            data.records = Some(records.into());
         }
     }
     // Versions before 5 are not used here.
@@ -224,6 +244,15 @@ impl Bench {
     }
 
     pub(crate) async fn with(log: Log, on_hole: OnHole) -> Bench {
+        Bench::build(log, on_hole, false).await
+    }
+
+    /// The proxy in a process of its own: nobody tells it what is committed.
+    pub(crate) async fn apart(log: Log) -> Bench {
+        Bench::build(log, OnHole::Fail, true).await
+    }
+
+    async fn build(log: Log, on_hole: OnHole, is_apart: bool) -> Bench {
         let mut bed = support::Bed::new().await;
         bed.segment(0..40, &support::records(0..40, 100)).await;
         bed.hole(40..60).await;
@@ -231,14 +260,21 @@ impl Bench {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let broker: SocketAddr = listener.local_addr().unwrap();
         let (log, fetched) = (Arc::new(Mutex::new(log)), Arc::new(Mutex::new(Vec::new())));
+        let max_bytes = Arc::new(Mutex::new(0));
         let (log_there, fetched_there) = (Arc::clone(&log), Arc::clone(&fetched));
+        let max_bytes_there = Arc::clone(&max_bytes);
         tokio::spawn(async move {
             while let Ok((mut stream, _)) = listener.accept().await {
                 let (log, fetched) = (Arc::clone(&log_there), Arc::clone(&fetched_there));
+                let max_bytes = Arc::clone(&max_bytes_there);
                 tokio::spawn(async move {
                     while let Ok(request) = frame(&mut stream).await {
-                        let response = respond(request, *log.lock().unwrap(), &fetched);
-                        send(&mut stream, &response).await.unwrap();
+                        let log = *log.lock().unwrap();
+                        let response = respond(request, log, &fetched, &max_bytes);
+                        if send(&mut stream, &response).await.is_err() {
+                            // The proxy has given its client up.
+                            return;
+                        }
                     }
                 });
             }
@@ -254,13 +290,17 @@ impl Bench {
             data_dir: dir.path().to_owned(),
             on_hole,
         };
-        let proxy = Proxy::bind(
-            config,
-            Arc::clone(&bed.archive),
-            &prometheus::Registry::new(),
-        )
-        .await
-        .unwrap();
+        let archive = if is_apart {
+            let store = Arc::clone(&bed.store) as Arc<dyn everlog_store::Store>;
+            Archive::open(store, ArchiveOptions::default())
+                .await
+                .unwrap()
+        } else {
+            Arc::clone(&bed.archive)
+        };
+        let proxy = Proxy::bind(config, archive, &prometheus::Registry::new())
+            .await
+            .unwrap();
         let address = proxy.local_addr();
         // Until the test's runtime ends.
         tokio::spawn(proxy.run(CancellationToken::new()));
@@ -268,7 +308,9 @@ impl Bench {
         Bench {
             log,
             fetched,
+            max_bytes,
             client,
+            proxy: address,
             bed,
             _dir: dir,
         }
@@ -280,6 +322,14 @@ impl Bench {
         version: i16,
         body: &impl Encodable,
     ) -> A {
+        self.begin(key, version, body).await;
+        let mut response = frame(&mut self.client).await.unwrap();
+        ResponseHeader::decode(&mut response, key.response_header_version(version)).unwrap();
+        A::decode(&mut response, version).unwrap()
+    }
+
+    /// Sends a request and does not look at the answer.
+    pub(crate) async fn begin(&mut self, key: ApiKey, version: i16, body: &impl Encodable) {
         let mut request = BytesMut::new();
         let header = RequestHeader::default()
             .with_request_api_key(key as i16)
@@ -290,9 +340,12 @@ impl Bench {
             .unwrap();
         body.encode(&mut request, version).unwrap();
         send(&mut self.client, &request).await.unwrap();
-        let mut response = frame(&mut self.client).await.unwrap();
-        ResponseHeader::decode(&mut response, key.response_header_version(version)).unwrap();
-        A::decode(&mut response, version).unwrap()
+    }
+
+    /// Goes on with a new connection; gives the old one.
+    pub(crate) async fn reconnect(&mut self) -> TcpStream {
+        let fresh = TcpStream::connect(self.proxy).await.unwrap();
+        std::mem::replace(&mut self.client, fresh)
     }
 
     pub(crate) async fn fetch(&mut self, version: i16, offset: i64) -> FetchResponse {
@@ -306,6 +359,16 @@ impl Bench {
         wanted: &[(i32, i64)],
         max_bytes: i32,
     ) -> FetchResponse {
+        let request = self.fetch_request(version, wanted, max_bytes);
+        self.ask(ApiKey::Fetch, version, &request).await
+    }
+
+    pub(crate) fn fetch_request(
+        &self,
+        version: i16,
+        wanted: &[(i32, i64)],
+        max_bytes: i32,
+    ) -> FetchRequest {
         let partition = |(partition, offset): &(i32, i64)| {
             FetchPartition::default()
                 .with_partition(*partition)
@@ -324,7 +387,7 @@ impl Bench {
             .with_max_bytes(max_bytes)
             .with_topics(vec![topic]);
         request.replica_id = (-1).into();
-        self.ask(ApiKey::Fetch, version, &request).await
+        request
     }
 
     pub(crate) async fn earliest(&mut self, version: i16) -> (i16, i64) {
@@ -366,4 +429,7 @@ pub(crate) const TRIMMED: Log = Log {
     recreated: false,
     untold: false,
     omits: false,
+    idless: false,
+    by_time: -1,
+    more_bytes: 0,
 };

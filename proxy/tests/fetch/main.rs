@@ -6,6 +6,8 @@
 mod support;
 
 mod bench;
+mod crowd;
+mod identity;
 mod trouble;
 
 use bench::{Bench, LIVE, Log, TRIMMED, offsets};

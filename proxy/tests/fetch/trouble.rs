@@ -1,6 +1,6 @@
 //! Faults that pass: no client may be reset, held up, or left without one of its partitions because of them.
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use everlog_store::faulty::Fault;
 use kafka_protocol::messages::offset_for_leader_epoch_request::{
@@ -8,6 +8,7 @@ use kafka_protocol::messages::offset_for_leader_epoch_request::{
 };
 use kafka_protocol::messages::*;
 use kafka_protocol::protocol::StrBytes;
+use tokio::time::Instant;
 
 use crate::bench::{Bench, LIVE, Log, TRIMMED, offsets};
 use crate::support;

@@ -10,8 +10,8 @@ use everlog_format::{
     decode_batches,
 };
 use everlog_index::{
-    Appended, Archive, ArchiveOptions, DataEntry, Entry, EntryKind, EpochStart, Freshness,
-    HoleReason, Snapshot, TopicInfo, Writer, segment_key,
+    Appended, Archive, ArchiveOptions, DataEntry, Entry, EntryKind, Freshness, HoleReason,
+    Snapshot, TopicInfo, Writer, segment_key,
 };
 use everlog_proxy::replay::{Replay, ReplayError, Slice};
 use everlog_store::faulty::{FaultyStore, OperationKind};
@@ -156,28 +156,9 @@ impl Bed {
             .await
             .unwrap();
         assert_eq!(put, Put::Created);
-        let epochs = summary
-            .epochs
-            .iter()
-            .map(|&(epoch, start)| EpochStart { epoch, start })
-            .collect();
-        let data = DataEntry {
-            hash: summary.hash,
-            records: summary.records,
-            bytes: summary.bytes,
-            raw_bytes: summary.raw_bytes,
-            min_timestamp_ms: summary.min_timestamp_ms,
-            max_timestamp_ms: summary.max_timestamp_ms,
-            epochs,
-            day,
-            time_disorder: summary.time_disorder,
-            redacted: false,
-            footer_len: summary.footer_len,
-            supersedes: Vec::new(),
-        };
         Entry {
             range: covers,
-            kind: EntryKind::Data(data),
+            kind: EntryKind::Data(DataEntry::of(&summary)),
         }
     }
 

@@ -9,7 +9,6 @@ use kafka_protocol::messages::fetch_response::{NodeEndpoint, PartitionData};
 use crate::budget::Room;
 use crate::connection::Answer;
 use crate::errors::{HistoryError, fetch_error_code};
-use crate::nodes::Nodes;
 use crate::wire::{self, Prefix};
 
 use super::KEY;
@@ -129,17 +128,6 @@ impl Parts {
             room,
         }
     }
-}
-
-/// Our addresses in the place of the brokers'.
-pub(super) fn replace_addresses(endpoints: &mut Vec<NodeEndpoint>, nodes: &Nodes) {
-    endpoints.retain_mut(|node| {
-        let Some((host, port)) = nodes.advertised(node.node_id.0, &node.host, node.port) else {
-            return false;
-        };
-        (node.host, node.port) = (host, port);
-        true
-    });
 }
 
 /// Writes the response; records become chunks of their own.

@@ -151,6 +151,9 @@ impl Fetch<'_> {
                     .mark
                     .filter(|mark| wanted.shadow_offset != Some(mark.high_watermark))
             } else {
+                if data.error_code == ResponseError::UnknownTopicOrPartition.code() {
+                    wanted.forget_topic(self.conversation);
+                }
                 part.records.clear();
                 continue;
             };
@@ -165,6 +168,8 @@ impl Fetch<'_> {
                     if let Some(key) = &wanted.key {
                         self.conversation.fetches.forget_mark(key);
                     }
+                    // A log that is shorter than it was may be another one.
+                    wanted.forget_topic(self.conversation);
                 }
             }
             // What the archive has at or above the watermark is not the client's to see: the next round asks live.

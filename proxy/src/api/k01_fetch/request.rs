@@ -2,14 +2,14 @@
 
 use std::time::Duration;
 
-use everlog_format::{Offset, PartitionKey};
+use everlog_format::{Offset, OffsetRange, PartitionKey};
 use everlog_index::Freshness;
 use kafka_protocol::messages::fetch_request::{FetchPartition, FetchTopic};
 use kafka_protocol::messages::{FetchRequest, TopicName};
 use uuid::Uuid;
 
 use crate::conversation::Conversation;
-use crate::history::Chain;
+use crate::history::{Chain, History};
 use crate::plan::{FetchPlan, Live, plan};
 use crate::upstream::Gone;
 
@@ -58,6 +58,21 @@ impl Wanted {
 
     pub(super) fn partition_max_bytes(&self) -> usize {
         usize::try_from(self.asked.partition_max_bytes).unwrap_or(0)
+    }
+
+    /// Whether it stands right behind the last known commit while the cluster has committed records there: only these
+    /// can be in a newer one. A reader at the log's end, or before an open transaction, has no reason to look.
+    fn is_at_known_end(&self) -> bool {
+        let covered = self
+            .chain
+            .snapshot()
+            .and_then(|snapshot| snapshot.covered());
+        let is_at_end = covered.map(OffsetRange::end) == self.offset();
+        let committed_end = self.mark.map_or(-1, |mark| match mark.last_stable_offset {
+            -1 => mark.high_watermark,
+            end => end,
+        });
+        covered.is_some() && is_at_end && self.asked.fetch_offset < committed_end
     }
 
     pub(super) fn make_plan(&mut self) {
@@ -144,11 +159,35 @@ pub(super) async fn wanted(
     let keys = all.iter().map(|wanted| wanted.key.clone()).collect();
     let limit = Duration::from_millis(u64::try_from(request.max_wait_ms).unwrap_or(0));
     let history = &conversation.shared.history;
-    let chains = history.chains(keys, Freshness::Known, limit.max(LOOK_MIN));
+    let limit = limit.max(LOOK_MIN);
+    let chains = history.chains(keys, Freshness::Known, limit);
     for (wanted, chain) in all.iter_mut().zip(chains.await) {
         wanted.chain = chain;
     }
+    look_past_known_ends(&mut all, history, limit).await;
     Ok(all)
+}
+
+/// Looks for newer commits where readers have come to the end of what is known, so that a long replay stays with the
+/// archive and does not end up with the brokers.
+async fn look_past_known_ends(all: &mut [Wanted], history: &History, limit: Duration) {
+    let at_end = |wanted: &&mut Wanted| wanted.is_at_known_end();
+    let at_end: Vec<&mut Wanted> = all.iter_mut().filter(at_end).collect();
+    if at_end.is_empty() {
+        return;
+    }
+    let keys = at_end.iter().map(|wanted| wanted.key.clone()).collect();
+    // Once a second at most: the index sees to that.
+    let newest = Freshness::Within(Duration::ZERO);
+    for (wanted, chain) in at_end
+        .into_iter()
+        .zip(history.chains(keys, newest, limit).await)
+    {
+        // What is known stays true while the store is away.
+        if chain.snapshot().is_some() {
+            wanted.chain = chain;
+        }
+    }
 }
 
 /// What this connection knows of a topic.
@@ -156,6 +195,7 @@ pub(super) struct Named {
     /// `None`: unknown, or not selected for the archive.
     name: Option<TopicName>,
     id: Option<Uuid>,
+    /// It may have an archive, as far as can be told.
     is_selected: bool,
 }
 
@@ -181,9 +221,9 @@ impl Conversation {
         } else {
             (Some(topic.name.clone()), self.topics.id(&topic.name))
         };
-        let is_selected = name
-            .as_ref()
-            .is_none_or(|name| self.shared.history.selects(name));
+        let is_selected = name.as_ref().is_none_or(|name| {
+            self.shared.history.selects(name) && (by_id || !self.topics.lacks_id(name))
+        });
         Named {
             name: name.filter(|_| is_selected),
             id,
@@ -193,6 +233,19 @@ impl Conversation {
 }
 
 impl Wanted {
+    /// The broker has shown that the name may mean another topic by now: nothing of what is known under it is served
+    /// any more, until it was asked for again. An id never changes its topic.
+    pub(super) fn forget_topic(&mut self, conversation: &mut Conversation) {
+        if !self.topic.id.is_nil() {
+            return;
+        }
+        conversation.topics.forget_name(&self.topic.name);
+        self.unresolved = self.key.take().is_some();
+        self.name = None;
+        self.chain = Chain::None;
+        self.mark = None;
+    }
+
     /// Asks the broker once more which topic this is, if it has not said so: it serves it by now.
     pub(super) async fn resolve(
         &mut self,
@@ -242,9 +295,13 @@ fn topics<'a>(partitions: impl Iterator<Item = (&'a TopicRef, FetchPartition)>) 
 }
 
 impl Fetch<'_> {
-    /// The client's request without a session, and with nothing else changed.
+    /// The client's request without a session, for no more than one response may hold, and with nothing else changed.
     pub(super) fn as_asked(&self) -> FetchRequest {
         let mut request = self.request.clone();
+        let most = self.conversation.shared.fetch_bytes_max;
+        request.max_bytes = request
+            .max_bytes
+            .min(i32::try_from(most).unwrap_or(i32::MAX));
         request.session_id = 0;
         // -1 asks for no session; versions before 7 have no field for it.
         request.session_epoch = -1;
