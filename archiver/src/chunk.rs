@@ -4,9 +4,6 @@
 //! fixed head in native byte order, then key, value and headers as they are. Neighbour: `spool` decides which chunks
 //! stay in memory.
 
-use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
-
 use everlog_format::{HeaderRef, RecordRef, TimestampType};
 
 /// Length of a record's fixed head.
@@ -134,70 +131,6 @@ fn take_part<'a>(chunk: &mut &'a [u8], len: u32) -> Result<Option<&'a [u8]>, Dam
     take(chunk, usize::try_from(len).map_err(|_| DamagedChunk)?).map(Some)
 }
 
-/// Bytes in use against a limit, counted by all who hold some.
-#[derive(Debug)]
-pub(crate) struct Gauge {
-    used: AtomicU64,
-    limit: u64,
-}
-
-impl Gauge {
-    pub(crate) fn new(limit: u64) -> Arc<Gauge> {
-        Arc::new(Gauge {
-            used: AtomicU64::new(0),
-            limit,
-        })
-    }
-
-    pub(crate) fn used(&self) -> u64 {
-        self.used.load(Ordering::Relaxed)
-    }
-
-    pub(crate) fn limit(&self) -> u64 {
-        self.limit
-    }
-
-    pub(crate) fn is_over(&self) -> bool {
-        self.used() > self.limit
-    }
-}
-
-/// A share of a [`Gauge`], given back when it is dropped.
-#[derive(Debug)]
-pub(crate) struct Share {
-    gauge: Arc<Gauge>,
-    bytes: u64,
-}
-
-impl Share {
-    pub(crate) fn none(gauge: &Arc<Gauge>) -> Share {
-        Share {
-            gauge: Arc::clone(gauge),
-            bytes: 0,
-        }
-    }
-
-    /// Makes the share `bytes` large.
-    pub(crate) fn set(&mut self, bytes: u64) {
-        if self.bytes < bytes {
-            self.gauge
-                .used
-                .fetch_add(bytes - self.bytes, Ordering::Relaxed);
-        } else {
-            self.gauge
-                .used
-                .fetch_sub(self.bytes - bytes, Ordering::Relaxed);
-        }
-        self.bytes = bytes;
-    }
-}
-
-impl Drop for Share {
-    fn drop(&mut self) {
-        self.set(0);
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -255,17 +188,5 @@ mod tests {
         for torn in (1..chunk.len()).filter(|torn| *torn != first) {
             assert_eq!(read(&chunk[..torn]), Err(DamagedChunk), "{torn}");
         }
-    }
-
-    #[test]
-    fn a_share_is_given_back() {
-        let gauge = Gauge::new(10);
-        let mut share = Share::none(&gauge);
-        share.set(12);
-        assert!(gauge.is_over());
-        share.set(4);
-        assert_eq!(gauge.used(), 4);
-        drop(share);
-        assert_eq!(gauge.used(), 0);
     }
 }

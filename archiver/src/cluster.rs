@@ -123,6 +123,8 @@ impl Cluster {
         for (key, value) in properties {
             config.set(key, value);
         }
+        // It counts as a producer, whose questions would bring a topic that was just deleted back to life.
+        config.set("allow.auto.create.topics", "false");
         let client =
             AdminClient::from_config_and_context(&config, Context).map_err(
                 |error| match error {
@@ -317,6 +319,29 @@ impl Cluster {
             }
         }
         Err(last)
+    }
+
+    /// As [`Cluster::describe_anywhere`], and whether all brokers have said the same.
+    pub(crate) async fn describe_everywhere(
+        &self,
+        topics: &[String],
+        brokers: &BTreeSet<i32>,
+    ) -> Result<(Vec<Described>, bool), ClusterError> {
+        let described = self.describe_anywhere(topics, brokers).await?;
+        let ids = |described: &[Described]| -> BTreeMap<String, Option<TopicId>> {
+            described
+                .iter()
+                .map(|one| (one.topic.clone(), one.id.as_ref().ok().copied().flatten()))
+                .collect()
+        };
+        let wanted = ids(&described);
+        for broker in brokers {
+            match self.describe(topics.to_vec(), *broker).await {
+                Ok(other) if ids(&other) == wanted => {}
+                Ok(_) | Err(_) => return Ok((described, false)),
+            }
+        }
+        Ok((described, true))
     }
 
     /// The id of `topic` now, `None` if there is no such topic: asked of the brokers that have served its records.

@@ -8,14 +8,14 @@ use std::error::Error;
 use std::sync::Arc;
 use std::time::Duration;
 
-use everlog_format::{Day, Offset, OffsetRange};
+use everlog_format::{Offset, OffsetRange};
 use everlog_index::{
-    Appended, DataEntry, Entry, EntryKind, EpochStart, IndexError, Writer, WriterError, segment_key,
+    Appended, DataEntry, Entry, EntryKind, IndexError, Writer, WriterError, segment_key,
 };
 use everlog_store::{Body, Key, Put, StoreError};
 
 use crate::decide::Backoff;
-use crate::encode::{FinishedFile, Identity};
+use crate::encode::{EncodeError, FinishedFile, Identity};
 use crate::message::{Command, CutWork, Ticket};
 use crate::worker::Context;
 
@@ -34,7 +34,7 @@ pub(crate) struct Hand {
 #[derive(Debug)]
 pub(crate) struct Job {
     pub(crate) cut: CutWork,
-    pub(crate) file: Option<FinishedFile>,
+    pub(crate) file: Option<Arc<FinishedFile>>,
 }
 
 /// Why a range was not committed.
@@ -52,6 +52,12 @@ pub(crate) enum Failure {
     /// The consumer was refused the next offset though the cluster still reaches down to it: read it again.
     #[error("the cluster's log does not go on where the last record was")]
     Doubtful,
+    /// A segment of a topic that is gone can't be made from what was fetched: that is lost.
+    #[error("what is left of a deleted topic can't be written")]
+    NotShortened(#[source] Box<EncodeError>),
+    /// A bug.
+    #[error("a thread of this process ended unexpectedly")]
+    Died,
     /// The archive itself is in trouble.
     #[error("the archive's index is in trouble")]
     Damaged(#[source] Box<WriterError>),
@@ -77,67 +83,120 @@ async fn try_commit(
     hand: &mut Hand,
     job: &Job,
 ) -> Result<Offset, Failure> {
-    let range = job.cut.range;
-    if job.cut.doubtful {
-        overtaken(context, ticket, range.end()).await?;
-    }
-    let kind = match &job.file {
-        None => EntryKind::Empty,
-        Some(finished) => {
-            let day = finished.summary.day;
-            let key = segment_key(
-                &hand.topic,
-                hand.identity.partition,
-                range,
-                day,
-                finished.summary.hash,
-            );
-            upload(context, ticket, &key, finished).await;
-            EntryKind::Data(data_entry(finished, day))
-        }
+    let checked = if job.cut.doubtful {
+        not_truncated(context, ticket, hand, job).await
+    } else {
+        Ok(())
     };
-    same_incarnation(context, ticket, hand, job).await?;
+    let checked = match checked {
+        Ok(()) => {
+            let kind = entry_kind(context, ticket, hand, job.cut.range, job.file.as_deref()).await;
+            same_incarnation(context, ticket, hand, job)
+                .await
+                .map(|()| kind)
+        }
+        Err(failure) => Err(failure),
+    };
+    let kind = match checked {
+        Ok(kind) => kind,
+        Err(Failure::OtherIncarnation) => {
+            commit_proven(context, ticket, hand, job).await?;
+            return Err(Failure::OtherIncarnation);
+        }
+        Err(failure) => return Err(failure),
+    };
+    let range = job.cut.range;
     append(context, ticket, hand, vec![Entry { range, kind }]).await?;
-    if let Some(finished) = &job.file {
+    count(
+        context,
+        ticket,
+        range,
+        job.file.as_deref(),
+        job.cut.why.name(),
+    );
+    Ok(range.end())
+}
+
+/// Of a topic that is gone, commits what was fetched before its id was last seen: nobody can fetch it again.
+async fn commit_proven(
+    context: &Context,
+    ticket: &Ticket,
+    hand: &mut Hand,
+    job: &Job,
+) -> Result<(), Failure> {
+    let proven = job.cut.proven.part_of(job.cut.range);
+    tracing::warn!(
+        topic = &*ticket.topic,
+        partition = ticket.partition,
+        fetched = %job.cut.range,
+        proven = proven.map(tracing::field::display),
+        "the topic is gone: what was fetched after its id was last seen is dropped"
+    );
+    let Some(range) = proven else {
+        return Ok(());
+    };
+    let file = match &job.file {
+        Some(whole) if range != job.cut.range => {
+            let (whole, spool) = (Arc::clone(whole), Arc::clone(&context.spool));
+            let end = range.end();
+            let shortened = tokio::task::spawn_blocking(move || whole.shortened(&spool, end));
+            let shortened = shortened.await.map_err(|_| Failure::Died)?;
+            shortened
+                .map_err(|error| Failure::NotShortened(Box::new(error)))?
+                .map(Arc::new)
+        }
+        whole => whole.clone(),
+    };
+    let file = file.as_deref();
+    let kind = entry_kind(context, ticket, hand, range, file).await;
+    append(context, ticket, hand, vec![Entry { range, kind }]).await?;
+    count(context, ticket, range, file, job.cut.why.name());
+    Ok(())
+}
+
+/// Uploads the segment, if there is one, and says what its entry is to be.
+async fn entry_kind(
+    context: &Context,
+    ticket: &Ticket,
+    hand: &Hand,
+    range: OffsetRange,
+    file: Option<&FinishedFile>,
+) -> EntryKind {
+    let Some(finished) = file else {
+        return EntryKind::Empty;
+    };
+    let summary = &finished.summary;
+    let partition = hand.identity.partition;
+    let key = segment_key(&hand.topic, partition, range, summary.day, summary.hash);
+    upload(context, ticket, &key, finished).await;
+    EntryKind::Data(DataEntry::of(summary))
+}
+
+/// Tells metrics and log of a commit.
+fn count(
+    context: &Context,
+    ticket: &Ticket,
+    range: OffsetRange,
+    file: Option<&FinishedFile>,
+    why: &'static str,
+) {
+    let summary = file.map(|finished| &finished.summary);
+    if let Some(summary) = summary {
         let metrics = &context.metrics;
-        metrics.records.inc_by(finished.summary.records);
-        metrics.bytes.inc_by(finished.summary.raw_bytes);
+        metrics.records.inc_by(summary.records);
+        metrics.bytes.inc_by(summary.raw_bytes);
         metrics.segments.inc();
-        metrics.segment_bytes.inc_by(finished.summary.bytes);
+        metrics.segment_bytes.inc_by(summary.bytes);
     }
-    let summary = job.file.as_ref().map(|finished| &finished.summary);
     tracing::info!(
         topic = &*ticket.topic,
         partition = ticket.partition,
         %range,
         records = summary.map_or(0, |summary| summary.records),
         bytes = summary.map_or(0, |summary| summary.bytes),
-        why = job.cut.why.name(),
+        why,
         "committed"
     );
-    Ok(range.end())
-}
-
-fn data_entry(finished: &FinishedFile, day: Day) -> DataEntry {
-    let summary = &finished.summary;
-    DataEntry {
-        hash: summary.hash,
-        records: summary.records,
-        bytes: summary.bytes,
-        raw_bytes: summary.raw_bytes,
-        min_timestamp_ms: summary.min_timestamp_ms,
-        max_timestamp_ms: summary.max_timestamp_ms,
-        epochs: summary
-            .epochs
-            .iter()
-            .map(|&(epoch, start)| EpochStart { epoch, start })
-            .collect(),
-        day,
-        time_disorder: summary.time_disorder,
-        redacted: false,
-        footer_len: summary.footer_len,
-        supersedes: Vec::new(),
-    }
 }
 
 /// Waits after a failed attempt and logs it: the first at once, later ones ever more rarely.
@@ -164,16 +223,23 @@ pub(crate) async fn wait(
     tokio::time::sleep(pause).await;
 }
 
-/// A refused offset leaves what was read before it beyond doubt only if the live start has moved above it.
-async fn overtaken(context: &Context, ticket: &Ticket, end: Offset) -> Result<(), Failure> {
+/// A refused offset leaves what was read before it beyond doubt only if the live start has moved above it. In a topic
+/// that was created again, it may be refused too.
+async fn not_truncated(
+    context: &Context,
+    ticket: &Ticket,
+    hand: &Hand,
+    job: &Job,
+) -> Result<(), Failure> {
     let mut backoff = Backoff::new(PAUSE_MAX);
     loop {
-        match context
+        let asked = context
             .cluster
             .watermarks(&ticket.topic, ticket.partition)
-            .await
-        {
-            Ok((live_start, _)) if end < live_start => return Ok(()),
+            .await;
+        same_incarnation(context, ticket, hand, job).await?;
+        match asked {
+            Ok((live_start, _)) if job.cut.range.end() < live_start => return Ok(()),
             Ok(_) => return Err(Failure::Doubtful),
             Err(error) => {
                 wait(

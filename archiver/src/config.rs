@@ -175,6 +175,9 @@ impl ArchiverConfig {
         all.push(("max.poll.interval.ms".to_owned(), "600000".to_owned()));
         // One answer can overshoot the queue's limit by its whole size, and by several times that once it is inflated.
         all.push(("fetch.max.bytes".to_owned(), (8 << 20).to_string()));
+        // A full queue is an everyday thing here: the encoders are slower than the cluster. librdkafka's second of waiting
+        // would let them run dry each time.
+        all.push(("fetch.queue.backoff.ms".to_owned(), "10".to_owned()));
         all.extend(self.client_properties());
         let queue_kib = QUEUE_KIB.to_string();
         let fixed: [(&str, &str); 11] = [
@@ -204,8 +207,13 @@ impl ArchiverConfig {
 pub(crate) struct MemoryPlan {
     /// Records waiting to be encoded, in bytes.
     pub(crate) chunks_bytes: u64,
+    /// How much of that may be on its way to the encoders. More would not make them faster, but be cold in the
+    /// processor's caches by the time it is read.
+    pub(crate) bursts_bytes: u64,
     /// Row groups that open segments hold, in bytes.
     pub(crate) writers_bytes: u64,
+    /// Chunks that are empty and wait to be used again, in bytes.
+    pub(crate) spare_bytes: u64,
 }
 
 impl MemoryPlan {
@@ -213,9 +221,13 @@ impl MemoryPlan {
         // Beside librdkafka's queue: the message batch in hand and one chunk of arrays for each encoder.
         let fixed = (QUEUE_KIB << 10) + (32 << 20);
         let rest = memory_bytes.saturating_sub(fixed).max(16 << 20);
+        let spare_bytes = (rest / 8).min(16 << 20);
+        let chunks_bytes = (rest - spare_bytes) / 2;
         MemoryPlan {
-            chunks_bytes: rest / 2,
-            writers_bytes: rest / 2,
+            chunks_bytes,
+            bursts_bytes: (chunks_bytes / 2).min(32 << 20),
+            writers_bytes: rest - spare_bytes - chunks_bytes,
+            spare_bytes,
         }
     }
 }
@@ -275,8 +287,9 @@ mod tests {
         assert!(config.check().is_err());
         let plan = MemoryPlan::of(256 << 20);
         assert_eq!(
-            plan.chunks_bytes + plan.writers_bytes + (64 << 20),
+            plan.chunks_bytes + plan.writers_bytes + plan.spare_bytes + (64 << 20),
             256 << 20
         );
+        assert!(plan.bursts_bytes < plan.chunks_bytes);
     }
 }

@@ -26,7 +26,9 @@ const POLL_TIMEOUT: Duration = Duration::from_millis(100);
 pub(crate) const BATCH_MAX: usize = 2_000;
 /// How often slots are looked at for cuts and metrics.
 const LOOK_EVERY: Duration = Duration::from_millis(500);
-/// How long nothing is polled for want of memory before partitions are paused.
+/// How long nothing is polled for want of memory, at a time.
+const BREATH: Duration = Duration::from_millis(2);
+/// How long in all before partitions are paused.
 const BREATH_MAX: Duration = Duration::from_secs(5);
 /// How long an ending archiver goes on committing.
 pub(crate) const STOP_TIME: Duration = Duration::from_secs(10);
@@ -83,8 +85,9 @@ impl Consume {
             if self.may_end() {
                 break Ended::Stopped;
             }
-            self.breathe();
-            self.poll();
+            if self.may_poll() {
+                self.poll();
+            }
             self.reset_marked();
             self.spill();
             self.set_pauses();
@@ -123,6 +126,8 @@ impl Consume {
                 slots.deliver(key.as_ref(), delivery);
             },
         );
+        let fetched = std::mem::take(&mut self.slots.fetched_records);
+        self.slots.context.metrics.fetched_records.inc_by(fetched);
     }
 
     fn obey(&mut self, command: Command) {
@@ -132,22 +137,17 @@ impl Consume {
                     tracing::error!(?code, "the subscription was refused");
                 }
             }
-            Command::Incarnations(ids) => {
-                for (topic, id) in ids {
-                    let Some(partitions) = self.slots.slots.get_mut(topic.as_str()) else {
-                        continue;
-                    };
-                    for slot in partitions.values_mut() {
-                        if slot
-                            .reading
-                            .as_ref()
-                            .is_some_and(|reading| reading.topic_id != id)
-                        {
-                            tracing::warn!(topic, partition = slot.ticket.partition, new_id = %id, "the topic was created again");
-                            self.slots.to_reset.extend(slot.end_session(Pause::None));
-                        }
+            Command::Mark(noted) => {
+                for slot in self.slots.iter_mut() {
+                    if let Some(reading) = &mut slot.reading {
+                        reading.mark();
                     }
                 }
+                // An error says that the watch has ended.
+                let _ = noted.send(());
+            }
+            Command::Incarnations(seen) => {
+                self.slots.compare(&seen);
                 self.reset_marked();
             }
             Command::Begin(ticket, begin) => self.begin(ticket, &begin),
@@ -190,7 +190,10 @@ impl Consume {
         if self.stopping_since.is_some() {
             return;
         }
-        let (at, gauge) = (self.slots.now, Arc::clone(&self.slots.context.chunks));
+        let (at, memory) = (self.slots.now, Arc::clone(&self.slots.context.memory));
+        let facts = self.slots.context.facts.topic(&ticket.topic);
+        // Where configurations are not told, cleaning has to be reckoned with.
+        let compacted = facts.configs.is_compacted() || facts.configs.all.is_empty();
         let Some(slot) = self.slots.assigned(&ticket) else {
             return;
         };
@@ -202,12 +205,11 @@ impl Consume {
             "archiving"
         );
         slot.ticket.session = ticket.session;
-        slot.reading = Some(Reading::new(begin, &gauge, at));
-        let from = begin.fetch_from.get();
-        if let Err(why) = self
-            .consumer
-            .assign(&ticket.topic, ticket.partition, from, begin.epoch)
-        {
+        slot.has_cut = false;
+        let reading = Reading::new(begin, compacted, &memory, at);
+        let from = reading.fetch_from().get();
+        slot.reading = Some(reading);
+        if let Err(why) = self.consumer.assign(&ticket.topic, ticket.partition, from) {
             tracing::warn!(
                 topic = &*ticket.topic,
                 partition = ticket.partition,
@@ -249,34 +251,35 @@ impl Consume {
         }
     }
 
-    /// With too much waiting for the encoders, polls nothing for a moment. If that lasts, everything is paused, and
-    /// polling goes on for the sake of the group.
-    fn breathe(&mut self) {
-        let gauge = Arc::clone(&self.slots.context.chunks);
-        if !gauge.is_over() {
+    /// Whether to poll. With too much waiting for the encoders nothing is polled for a moment: librdkafka's queue fills
+    /// and fetching stops by itself. If that lasts, everything is paused, and polling goes on for the sake of the group.
+    fn may_poll(&mut self) -> bool {
+        let memory = Arc::clone(&self.slots.context.memory);
+        if !memory.chunks.is_over() && !memory.bursts.is_over() {
             self.short_since = None;
-            if self.all_paused && gauge.used() < gauge.limit() / 2 {
+            if self.all_paused && memory.chunks.used() < memory.chunks.limit() / 2 {
                 self.all_paused = false;
                 tracing::info!("encoders and store keep up again, fetching on");
             }
-            return;
+            return true;
         }
         let since = *self.short_since.get_or_insert(self.slots.now);
         if self.all_paused {
-            return;
+            return true;
         }
         if BREATH_MAX < self.slots.now.saturating_duration_since(since) {
             self.all_paused = true;
             tracing::warn!("encoders or store do not keep up, pausing all partitions");
-            return;
+            return true;
         }
-        std::thread::park_timeout(Duration::from_millis(10));
+        std::thread::park_timeout(BREATH);
+        false
     }
 
     /// Moves to disk what waits for more of its kind, if that is what memory is short of.
     fn spill(&mut self) {
         let context = Arc::clone(&self.slots.context);
-        while context.chunks.limit() / 4 * 3 < context.chunks.used() {
+        while context.memory.chunks.limit() / 4 * 3 < context.memory.chunks.used() {
             let readings = self.slots.iter_mut().filter_map(|slot| {
                 let ticket = slot.ticket.clone();
                 slot.reading.as_mut().map(|reading| (ticket, reading))
@@ -288,7 +291,7 @@ impl Consume {
             };
             let before = reading.spillable_bytes();
             // Less than this is not what fills the memory: bursts on their way do, and those soon go.
-            if before < context.chunks.limit() / 64 {
+            if before < context.memory.chunks.limit() / 64 {
                 return;
             }
             match reading.backlog_mut().spill(&context.spool) {
@@ -325,7 +328,7 @@ impl Consume {
                 consumer.unassign(topic, partition)
             } else {
                 reading.seated(now);
-                consumer.assign(topic, partition, reading.end().get(), None)
+                consumer.assign(topic, partition, reading.fetch_from().get())
             };
             if let Err(why) = done {
                 tracing::warn!(
@@ -350,7 +353,7 @@ impl Consume {
         context
             .metrics
             .memory_bytes
-            .set(i64::try_from(context.chunks.used()).unwrap_or(i64::MAX));
+            .set(i64::try_from(context.memory.chunks.used()).unwrap_or(i64::MAX));
         let mut ended = Vec::new();
         for slot in self.slots.iter_mut() {
             let ticket = &slot.ticket;
@@ -419,7 +422,7 @@ fn wake(consumer: &Consumer, slot: &mut Slot, at: Instant) -> Result<(), String>
         return Ok(());
     };
     let (topic, partition) = (&*slot.ticket.topic, slot.ticket.partition);
-    let from = reading.end();
+    let from = reading.fetch_from();
     match reading.stall(at) {
         None => return Ok(()),
         Some(Stall::Behind) => {
@@ -431,5 +434,5 @@ fn wake(consumer: &Consumer, slot: &mut Slot, at: Instant) -> Result<(), String>
     }
     reading.seated(at);
     consumer.unassign(topic, partition)?;
-    consumer.assign(topic, partition, from.get(), None)
+    consumer.assign(topic, partition, from.get())
 }

@@ -22,22 +22,76 @@ const DAY_MS: i64 = 86_400_000;
 pub(crate) struct StartView {
     /// The archive's next offset; `None` while it has no entry of this incarnation.
     pub(crate) next: Option<Offset>,
-    /// The offset after the last archived record, and that record's leader epoch.
-    pub(crate) after_last_record: Option<(Offset, i32)>,
+    /// The last archived record; `None` if there is none, or none with a leader epoch.
+    pub(crate) last_record: Option<Known>,
     /// First offset that the cluster still holds.
     pub(crate) live_start: Offset,
     /// Not above it lies any offset that the cluster vouches for.
     pub(crate) high_watermark: Offset,
 }
 
+/// An archived record by which a log is known again: no other log of the partition has a record of this leader epoch at
+/// this offset, and one that has it is the same up to there.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Known {
+    pub(crate) offset: Offset,
+    pub(crate) epoch: i32,
+}
+
+/// The cluster's log is not the one that was archived.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error(
+    "the last archived record, at {} of leader epoch {}, is not in the cluster's log any more ({found}): the log was \
+     truncated and written anew, so what the cluster holds does not continue this archive",
+    known.offset, known.epoch
+)]
+pub(crate) struct Truncated {
+    pub(crate) known: Known,
+    pub(crate) found: String,
+}
+
+impl Known {
+    /// Judges the first record fetched from [`Known::offset`] on. `compacted`: cleaning may have removed the record
+    /// itself; then only an epoch that goes backwards shows another log.
+    pub(crate) fn meets(
+        self,
+        offset: i64,
+        epoch: Option<i32>,
+        compacted: bool,
+    ) -> Result<(), Truncated> {
+        let is_it = offset == self.offset.get() && epoch == Some(self.epoch);
+        let cleaned = compacted
+            && self.offset.get() < offset
+            && epoch.is_none_or(|epoch| self.epoch <= epoch);
+        if is_it || cleaned {
+            return Ok(());
+        }
+        let epoch = epoch.map_or_else(|| "no".to_owned(), |epoch| epoch.to_string());
+        Err(Truncated {
+            known: self,
+            found: format!("there is a record at {offset} of {epoch} leader epoch"),
+        })
+    }
+
+    /// Judges the log's end reached before any record.
+    pub(crate) fn misses(self, end: i64, compacted: bool) -> Result<(), Truncated> {
+        if compacted && self.offset.get() < end {
+            return Ok(());
+        }
+        Err(Truncated {
+            known: self,
+            found: format!("there is no record up to {end}"),
+        })
+    }
+}
+
 /// Where to begin.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Start {
-    /// Fetch from `fetch_from` (with the epoch of the record before it, if the leader can be asked about it); offsets
-    /// below `covered_from` are archived or known to hold nothing, so a record there is a contradiction.
+    /// Fetch what follows `covered_from`: offsets below it are archived or known to hold nothing. If the last archived
+    /// record should still be there, the fetch begins at it, and it has to be the first to come.
     Fetch {
-        fetch_from: Offset,
-        epoch: Option<i32>,
+        last_record: Option<Known>,
         covered_from: Offset,
     },
     /// The cluster has let go of this range: record a hole, then look again.
@@ -51,13 +105,13 @@ pub(crate) enum Start {
 
 /// Decides where to begin.
 ///
-/// The epoch check starts behind the last *record*, not at the covered end: behind it may lie offsets without a
-/// record (markers) of a later epoch, and a leader asked for the earlier epoch would rightly name a smaller end.
+/// A log that was truncated and has grown again past the archived end looks like any other by its offsets. librdkafka
+/// would ask for the end of an epoch only once it learns of a newer one, and not when it begins (KIP-320); so the last
+/// archived record itself is fetched again.
 pub(crate) fn start(view: &StartView) -> Start {
     let Some(next) = view.next else {
         return Start::Fetch {
-            fetch_from: view.live_start,
-            epoch: None,
+            last_record: None,
             covered_from: view.live_start,
         };
     };
@@ -70,17 +124,10 @@ pub(crate) fn start(view: &StartView) -> Start {
             high_watermark: view.high_watermark,
         };
     }
-    match view.after_last_record {
-        Some((from, epoch)) if view.live_start < from && from <= next => Start::Fetch {
-            fetch_from: from,
-            epoch: Some(epoch),
-            covered_from: next,
-        },
-        _ => Start::Fetch {
-            fetch_from: next,
-            epoch: None,
-            covered_from: next,
-        },
+    let is_held = |known: &Known| view.live_start <= known.offset && known.offset < next;
+    Start::Fetch {
+        last_record: view.last_record.filter(is_held),
+        covered_from: next,
     }
 }
 
@@ -160,6 +207,8 @@ pub(crate) enum Cut {
     Stop,
     /// The partition can't be read on.
     Trouble,
+    /// The group has taken the partition away.
+    Taken,
 }
 
 impl Cut {
@@ -171,6 +220,7 @@ impl Cut {
             Cut::Retention => "retention",
             Cut::Stop => "stop",
             Cut::Trouble => "trouble",
+            Cut::Taken => "taken",
         }
     }
 }

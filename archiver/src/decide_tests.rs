@@ -6,10 +6,17 @@ fn at(raw: i64) -> Offset {
     Offset::new(raw).unwrap()
 }
 
-fn check_start(next: Option<i64>, last: Option<(i64, i32)>, live: (i64, i64), wanted: Start) {
+fn known(offset: i64, epoch: i32) -> Known {
+    Known {
+        offset: at(offset),
+        epoch,
+    }
+}
+
+fn check_start(next: Option<i64>, last: Option<Known>, live: (i64, i64), wanted: Start) {
     let view = StartView {
         next: next.map(at),
-        after_last_record: last.map(|(offset, epoch)| (at(offset), epoch)),
+        last_record: last,
         live_start: at(live.0),
         high_watermark: at(live.1),
     };
@@ -18,29 +25,46 @@ fn check_start(next: Option<i64>, last: Option<(i64, i32)>, live: (i64, i64), wa
 
 #[test]
 fn a_partition_begins_where_the_archive_ends() {
-    let fetch = |from, epoch, covered| Start::Fetch {
-        fetch_from: at(from),
-        epoch,
+    let fetch = |last_record, covered| Start::Fetch {
+        last_record,
         covered_from: at(covered),
     };
     // The first entry starts where the cluster's log starts on that day.
-    check_start(None, None, (40, 90), fetch(40, None, 40));
-    // Behind the last record, with its epoch: the leader can say whether its log still has it.
-    check_start(Some(60), Some((57, 3)), (40, 90), fetch(57, Some(3), 60));
-    check_start(Some(60), Some((60, 3)), (40, 60), fetch(60, Some(3), 60));
-    // The last record is no longer in the cluster, so its epoch can't be asked about.
-    check_start(Some(60), Some((57, 3)), (57, 90), fetch(60, None, 60));
-    check_start(Some(60), Some((57, 3)), (60, 90), fetch(60, None, 60));
-    check_start(Some(60), None, (40, 90), fetch(60, None, 60));
+    check_start(None, None, (40, 90), fetch(None, 40));
+    // At the last record, which shows whether this is still the log that was archived.
+    let last = Some(known(56, 3));
+    check_start(Some(60), last, (40, 90), fetch(last, 60));
+    check_start(Some(60), last, (56, 60), fetch(last, 60));
+    // The last record is no longer in the cluster.
+    check_start(Some(60), last, (57, 90), fetch(None, 60));
+    check_start(Some(60), last, (60, 90), fetch(None, 60));
+    check_start(Some(60), None, (40, 90), fetch(None, 60));
+}
+
+#[test]
+fn a_log_is_the_archived_one_only_with_its_last_record_in_it() {
+    let meets = |offset, epoch, compacted| known(56, 3).meets(offset, epoch, compacted).is_ok();
+    assert!(meets(56, Some(3), false));
+    // Truncated and written anew: another epoch, or none, or no record there at all.
+    assert!(!meets(56, Some(4), false) && !meets(56, None, false) && !meets(57, Some(3), false));
+    assert!(!meets(55, Some(3), false));
+    // Cleaning removes records but never brings others to their offsets.
+    assert!(meets(57, Some(3), true) && meets(57, Some(4), true));
+    assert!(!meets(57, Some(2), true) && !meets(56, Some(4), true) && !meets(55, Some(3), true));
+    let misses = |end, compacted| known(56, 3).misses(end, compacted).is_ok();
+    assert!(misses(60, true) && !misses(60, false) && !misses(56, true));
+    let told = known(56, 3).meets(56, Some(4), false).unwrap_err();
+    assert!(told.to_string().contains("56 of leader epoch 3"), "{told}");
+    assert!(told.to_string().contains("truncated"), "{told}");
 }
 
 #[test]
 fn what_the_cluster_has_let_go_is_a_hole_and_what_it_never_had_is_a_truncation() {
     let lost = OffsetRange::new(at(60), at(75)).unwrap();
-    check_start(Some(60), Some((60, 3)), (75, 90), Start::Hole(lost));
+    check_start(Some(60), Some(known(59, 3)), (75, 90), Start::Hole(lost));
     check_start(
         Some(60),
-        Some((60, 3)),
+        Some(known(59, 3)),
         (40, 59),
         Start::BeyondEnd {
             next: at(60),
@@ -176,7 +200,9 @@ fn a_change_of_day_cuts_only_what_is_worth_it() {
 fn many_partitions_collect_whole_row_groups_and_few_keep_theirs_open() {
     let memory = MemoryPlan {
         chunks_bytes: 96 << 20,
+        bursts_bytes: 32 << 20,
         writers_bytes: 96 << 20,
+        spare_bytes: 0,
     };
     assert_eq!(
         burst_plan(4, &memory, 256 << 20),

@@ -12,14 +12,20 @@
 //! | `consume`, `slots`, `slot` | the one thread that polls; one slot a partition |
 //! | `worker`, `encode`, `commit` | one task a partition: opens, encodes, uploads, commits |
 //! | `decide` | where to begin, what is covered, when to cut: plain functions |
-//! | `chunk`, `spool` | records between consumer and encoder |
+//! | `chunk`, `spool`, `memory` | records between consumer and encoder, and what they may take |
 //! | `cluster`, `native` | questions to the cluster; librdkafka's C interface |
 //!
 //! # Limits
 //! - A record header whose key contains a NUL and whose value is null is archived with its key cut at the NUL: librdkafka
 //!   does not show more (see `native`).
 //! - Brokers have to give topic ids (Kafka 2.8 with KIP-516).
-//! - What was produced to a topic in the last `segment_max_age` before the topic is deleted can be lost with it.
+//! - When a topic is deleted, what was not fetched by then is lost. Of what was fetched, everything is archived that came
+//!   before the last time that all brokers were asked for the topic's id and showed it, which is every ten seconds while
+//!   all of them answer: what came later could be of another topic with the same name. With the archiver away or ended
+//!   at that moment, whatever it had not committed is lost.
+//! - A log that was truncated is recognised by the last archived record, as long as the cluster should still hold it and
+//!   the record has a leader epoch; in topics that are compacted, or whose configuration is not told, only by an epoch
+//!   that goes backwards or differs at that very record.
 #![cfg_attr(
     test,
     allow(clippy::unwrap_used, reason = "a test that can't go on should panic")
@@ -34,6 +40,7 @@ mod consume;
 mod decide;
 mod encode;
 mod error;
+mod memory;
 mod message;
 mod metrics;
 mod native;

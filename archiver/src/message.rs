@@ -2,12 +2,13 @@
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
 use std::time::Duration;
 
 use everlog_format::{Offset, OffsetRange, TopicId};
+use tokio::sync::oneshot;
 
-use crate::decide::Cut;
+use crate::decide::{Cut, Known};
 use crate::spool::Burst;
 
 /// One assignment of one partition. A partition that is taken and given again gets another `assignment`, and each
@@ -25,8 +26,10 @@ pub(crate) struct Ticket {
 pub(crate) enum Command {
     /// The topics to archive.
     Subscribe(Vec<String>),
-    /// The ids of topics as the cluster has shown them just now.
-    Incarnations(Vec<(String, TopicId)>),
+    /// The cluster is about to be asked for topic ids; answered once it is noted how far deliveries have come.
+    Mark(oneshot::Sender<()>),
+    /// The ids of topics as the cluster has shown them after the last [`Command::Mark`].
+    Incarnations(Vec<Seen>),
     /// The archive has said where to go on: fetch.
     Begin(Ticket, Begin),
     /// Everything below the offset is archived.
@@ -37,12 +40,22 @@ pub(crate) enum Command {
     Stop,
 }
 
+/// A topic's id as the cluster has shown it.
+#[derive(Clone, Debug)]
+pub(crate) struct Seen {
+    pub(crate) topic: String,
+    /// `None`: the cluster does not show the topic any more.
+    pub(crate) id: Option<TopicId>,
+    /// Whether all brokers have shown this one.
+    pub(crate) agreed: bool,
+}
+
 /// Where and what to fetch.
 #[derive(Clone, Debug)]
 pub(crate) struct Begin {
     pub(crate) topic_id: TopicId,
-    pub(crate) fetch_from: Offset,
-    pub(crate) epoch: Option<i32>,
+    /// The last archived record, which has to come first.
+    pub(crate) last_record: Option<Known>,
     pub(crate) covered_from: Offset,
     pub(crate) high_watermark: Offset,
 }
@@ -70,6 +83,8 @@ pub(crate) enum Work {
     },
     /// The open segment ends.
     Cut(CutWork),
+    /// The partition is taken away, and this was not cut yet. Commit it if the topic is gone; then end.
+    Leave(Option<CutWork>),
     /// Forget the open segment and open the partition anew.
     Reset(Pause),
 }
@@ -84,6 +99,29 @@ pub(crate) struct CutWork {
     /// The consumer was refused the next offset. Only if that is because the live start lies above is what came
     /// before beyond doubt.
     pub(crate) doubtful: bool,
+    /// How far its session's records are known to be of this incarnation.
+    pub(crate) proven: Arc<ProvenEnd>,
+}
+
+/// Everything below was delivered before all brokers were asked for the topic's id and showed this incarnation: it may
+/// be committed even if the topic is gone by now.
+#[derive(Debug)]
+pub(crate) struct ProvenEnd(AtomicI64);
+
+impl ProvenEnd {
+    pub(crate) fn new(end: Offset) -> ProvenEnd {
+        ProvenEnd(AtomicI64::new(end.get()))
+    }
+
+    pub(crate) fn raise(&self, end: Offset) {
+        self.0.fetch_max(end.get(), Ordering::Relaxed);
+    }
+
+    /// The part of `range` below it.
+    pub(crate) fn part_of(&self, range: OffsetRange) -> Option<OffsetRange> {
+        let end = Offset::new(self.0.load(Ordering::Relaxed)).ok()?;
+        OffsetRange::new(range.start(), end.min(range.end()))
+    }
 }
 
 /// How large an open segment has become; written by its encoder, read by the consumer's thread.

@@ -24,6 +24,7 @@ pub(crate) struct Metrics {
     pub(crate) partitions: IntGauge,
     pub(crate) holes: IntCounter,
     pub(crate) hole_offsets: IntCounter,
+    pub(crate) fetched_records: IntCounter,
     pub(crate) records: IntCounter,
     pub(crate) bytes: IntCounter,
     pub(crate) segments: IntCounter,
@@ -103,6 +104,10 @@ impl Metrics {
             hole_offsets: counter(
                 "everlog_archiver_hole_offsets_total",
                 "Offsets inside recorded holes.",
+            )?,
+            fetched_records: counter(
+                "everlog_archiver_fetched_records_total",
+                "Records taken in from the cluster; those read again after trouble count again.",
             )?,
             records: counter("everlog_archiver_records_total", "Records committed.")?,
             bytes: counter(
@@ -201,5 +206,42 @@ impl Drop for PartitionMetrics {
             .seconds_since_last_commit
             .remove_label_values(labels);
         let _ = self.all.frozen.remove_label_values(labels);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn series(registry: &Registry, name: &str) -> usize {
+        let families = registry.gather();
+        let family = families.iter().find(|family| family.name() == name);
+        family.map_or(0, |family| family.get_metric().len())
+    }
+
+    #[test]
+    fn a_partitions_series_last_as_long_as_somebody_holds_it() {
+        let registry = Registry::new();
+        let metrics = Metrics::register(&registry).unwrap();
+        let name = "everlog_archiver_frozen";
+        let first = metrics.partition("orders", 0);
+        first.set_frozen(true);
+        // Taken and given again while the first worker is still ending.
+        let second = metrics.partition("orders", 0);
+        assert_eq!(metrics.partitions.get(), 2);
+        drop(first);
+        assert_eq!(series(&registry, name), 1);
+        assert_eq!(metrics.frozen_partitions.get(), 1);
+        second.set_frozen(false);
+        assert_eq!(metrics.frozen_partitions.get(), 0);
+        second.set_frozen(true);
+        second.contended.inc();
+        drop(second);
+        assert_eq!(series(&registry, name), 0);
+        assert_eq!(series(&registry, "everlog_archiver_lag_records"), 0);
+        assert_eq!(metrics.frozen_partitions.get(), 0);
+        assert_eq!(metrics.partitions.get(), 0);
+        // A counter that vanished would start over.
+        assert_eq!(series(&registry, "everlog_archiver_contended_total"), 1);
     }
 }

@@ -10,11 +10,11 @@ use tokio::task::AbortHandle;
 use tokio_util::sync::CancellationToken;
 
 use crate::ArchiverError;
-use crate::chunk::Gauge;
 use crate::cluster::Cluster;
 use crate::config::{ArchiverConfig, MemoryPlan};
 use crate::consume::{BATCH_MAX, Consume, Ended};
 use crate::decide::{Backoff, Limits};
+use crate::memory::Memory;
 use crate::message::Command;
 use crate::metrics::Metrics;
 use crate::native::Consumer;
@@ -134,8 +134,7 @@ impl Archiver {
             facts: Arc::clone(&facts),
             encoders: Arc::new(Semaphore::new(ENCODERS)),
             spool: Arc::clone(&self.spool),
-            chunks: Gauge::new(memory.chunks_bytes),
-            writers: Gauge::new(memory.writers_bytes),
+            memory: Memory::new(&memory),
             metrics: self.metrics.clone(),
             commands: commands.clone(),
         });

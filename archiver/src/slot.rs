@@ -8,12 +8,13 @@ use everlog_format::{Offset, RecordRef, TopicId};
 use tokio::sync::mpsc;
 use tokio_util::sync::DropGuard;
 
-use crate::chunk::{Gauge, PartTooLong};
+use crate::chunk::PartTooLong;
 use crate::decide::{
-    Backwards, BurstPlan, Cut, Limits, OpenSegment, Progress, Stall, cut_now, day_cut, day_number,
-    stall,
+    Backwards, BurstPlan, Cut, Known, Limits, OpenSegment, Progress, Stall, Truncated, cut_now,
+    day_cut, day_number, stall,
 };
-use crate::message::{Begin, CutWork, Pause, SegmentMeter, Ticket, Work};
+use crate::memory::Memory;
+use crate::message::{Begin, CutWork, Pause, ProvenEnd, SegmentMeter, Ticket, Work};
 use crate::metrics::PartitionMetrics;
 use crate::spool::Backlog;
 
@@ -25,6 +26,8 @@ const CUTS_MAX: usize = 2;
 /// A delivery that stops the partition.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum SlotError {
+    #[error(transparent)]
+    Truncated(#[from] Truncated),
     #[error(transparent)]
     Backwards(#[from] Backwards),
     #[error(transparent)]
@@ -41,8 +44,10 @@ pub(crate) struct Slot {
     pub(crate) metrics: Arc<PartitionMetrics>,
     pub(crate) reading: Option<Reading>,
     pub(crate) since: Instant,
+    /// Whether a segment of the session was cut: it may still be on its way.
+    pub(crate) has_cut: bool,
     /// Ends the worker with the slot.
-    pub(crate) _worker: DropGuard,
+    pub(crate) worker: DropGuard,
 }
 
 /// What the open segment is, beside its range.
@@ -75,6 +80,13 @@ pub(crate) struct Reading {
     pub(crate) topic_id: TopicId,
     pub(crate) paused: bool,
     pub(crate) archived_end: Offset,
+    /// The last archived record, as long as it has not come.
+    expected: Option<Known>,
+    /// Whether cleaning may remove records from the log.
+    compacted: bool,
+    /// How far deliveries had come when the cluster was last about to be asked for topic ids.
+    marked: Offset,
+    proven: Arc<ProvenEnd>,
     progress: Progress,
     backlog: Backlog,
     open: Open,
@@ -90,13 +102,22 @@ pub(crate) struct Reading {
 }
 
 impl Reading {
-    pub(crate) fn new(begin: &Begin, gauge: &Arc<Gauge>, now: Instant) -> Reading {
+    pub(crate) fn new(
+        begin: &Begin,
+        compacted: bool,
+        memory: &Arc<Memory>,
+        now: Instant,
+    ) -> Reading {
         Reading {
             topic_id: begin.topic_id,
             paused: false,
             archived_end: begin.covered_from,
+            expected: begin.last_record,
+            compacted,
+            marked: begin.covered_from,
+            proven: Arc::new(ProvenEnd::new(begin.covered_from)),
             progress: Progress::new(begin.covered_from),
-            backlog: Backlog::new(gauge),
+            backlog: Backlog::new(memory),
             open: Open::new(),
             per_mille: PER_MILLE_AT_FIRST,
             cuts: VecDeque::new(),
@@ -108,7 +129,7 @@ impl Reading {
         }
     }
 
-    /// The fetcher has been told to go on at [`Reading::end`].
+    /// The fetcher has been told to go on at [`Reading::fetch_from`].
     pub(crate) fn seated(&mut self, now: Instant) {
         self.last_delivery = now;
     }
@@ -157,9 +178,20 @@ impl Reading {
         self.end_of_partition.is_some() || self.open.records > 0 || !self.cuts.is_empty()
     }
 
-    /// Everything below was delivered, or holds nothing to deliver: where to fetch on.
-    pub(crate) fn end(&self) -> Offset {
-        self.progress.end()
+    /// Where the fetcher is to go on: everything below was delivered, or holds nothing to deliver.
+    pub(crate) fn fetch_from(&self) -> Offset {
+        self.expected
+            .map_or(self.progress.end(), |expected| expected.offset)
+    }
+
+    /// The cluster is about to be asked for topic ids.
+    pub(crate) fn mark(&mut self) {
+        self.marked = self.progress.end();
+    }
+
+    /// Asked after [`Reading::mark`], all brokers have shown this incarnation.
+    pub(crate) fn prove(&self) {
+        self.proven.raise(self.marked);
     }
 
     /// Whether its own progress says that it should not be fetched now.
@@ -204,6 +236,14 @@ impl Slot {
         let Some(reading) = &mut self.reading else {
             return Ok(());
         };
+        if let Some(expected) = reading.expected {
+            expected.meets(record.offset, record.leader_epoch, reading.compacted)?;
+            reading.expected = None;
+            if record.offset == expected.offset.get() {
+                reading.last_delivery = now;
+                return Ok(());
+            }
+        }
         if reading.open.records > 0 {
             let first = reading.open.first_timestamp_ms.and_then(day_number);
             let day = day_number(record.timestamp_ms);
@@ -241,16 +281,21 @@ impl Slot {
     }
 
     /// Takes in an end-of-partition event.
-    pub(crate) fn end_of_partition(&mut self, offset: i64, now: Instant) {
+    pub(crate) fn end_of_partition(&mut self, offset: i64, now: Instant) -> Result<(), SlotError> {
         let Some(reading) = &mut self.reading else {
-            return;
+            return Ok(());
         };
+        if let Some(expected) = reading.expected {
+            expected.misses(offset, reading.compacted)?;
+            reading.expected = None;
+        }
         reading.progress.end_of_partition(offset);
         reading.last_delivery = now;
         reading.end_of_partition = Some(offset);
         if reading.progress.range().is_some() {
             reading.open.since.get_or_insert(now);
         }
+        Ok(())
     }
 
     fn send(&self, work: Work) -> Result<(), SlotError> {
@@ -276,19 +321,35 @@ impl Slot {
 
     /// Ends the open segment, if it covers anything.
     pub(crate) fn cut(&mut self, why: Cut, doubtful: bool) -> Result<(), SlotError> {
+        match self.take_cut(why, doubtful)? {
+            Some(cut) => self.send(Work::Cut(cut)),
+            None => Ok(()),
+        }
+    }
+
+    /// The partition is taken away. If something was fetched and not committed, the worker looks whether the topic is
+    /// still there; if it is, whoever gets the partition reads it again. Whether the worker needs time for that.
+    pub(crate) fn leave(&mut self) -> bool {
+        let cut = self.take_cut(Cut::Taken, false).ok().flatten();
+        let is_needed = cut.is_some() || self.has_cut;
+        is_needed && self.send(Work::Leave(cut)).is_ok()
+    }
+
+    /// Hands what is left of the open segment to the worker; gives the cut to be sent after it.
+    fn take_cut(&mut self, why: Cut, doubtful: bool) -> Result<Option<CutWork>, SlotError> {
         if self
             .reading
             .as_ref()
             .is_none_or(|reading| reading.progress.range().is_none())
         {
-            return Ok(());
+            return Ok(None);
         }
         self.send_burst(false)?;
         let Some(reading) = &mut self.reading else {
-            return Ok(());
+            return Ok(None);
         };
         let Some(range) = reading.progress.range() else {
-            return Ok(());
+            return Ok(None);
         };
         reading.learn_size();
         reading.progress.cut();
@@ -297,11 +358,13 @@ impl Slot {
         let known = !open.served.iter().any(|broker| *broker < 0);
         let served = if known { open.served } else { BTreeSet::new() };
         reading.cuts.push_back(open.first_timestamp_ms);
-        self.send(Work::Cut(CutWork {
+        self.has_cut = true;
+        Ok(Some(CutWork {
             range,
             why,
             served,
             doubtful,
+            proven: Arc::clone(&reading.proven),
         }))
     }
 
@@ -386,3 +449,7 @@ impl Slot {
         self.metrics.lag_seconds.set(age.as_secs_f64());
     }
 }
+
+#[cfg(test)]
+#[path = "slot_tests.rs"]
+mod tests;

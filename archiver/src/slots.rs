@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::error::Error;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use rdkafka::types::RDKafkaErrorCode;
 use tokio::runtime::Handle;
@@ -13,13 +13,16 @@ use tokio_util::sync::CancellationToken;
 use crate::clock::now;
 use crate::config::MemoryPlan;
 use crate::decide::{BurstPlan, Cut, Limits, burst_plan};
-use crate::message::{Pause, Ticket};
+use crate::message::{Pause, Seen, Ticket};
 use crate::native::{Change, Delivery, What};
 use crate::slot::{Slot, SlotError};
 use crate::worker::{Context, Worker};
 
 /// Work waiting for one worker; far more than back-pressure lets come together.
 const WORK_MAX: usize = 1_024;
+
+/// How long a worker may go on whose partition was taken away because its topic is gone.
+const LEAVE_MAX: Duration = Duration::from_secs(60);
 
 /// The partitions, and what is needed to sort deliveries into them.
 pub(crate) struct Slots {
@@ -31,6 +34,8 @@ pub(crate) struct Slots {
     pub(crate) plan: BurstPlan,
     pub(crate) assignments: u64,
     pub(crate) now: Instant,
+    /// Records taken in since somebody has last looked.
+    pub(crate) fetched_records: u64,
     /// Partitions that have ended their session: to be taken from the fetcher once the batch in hand is done with.
     pub(crate) to_reset: Vec<(Ticket, Pause)>,
 }
@@ -52,6 +57,7 @@ impl Slots {
             plan,
             assignments: 0,
             now: now(),
+            fetched_records: 0,
             to_reset: Vec::new(),
         }
     }
@@ -81,8 +87,17 @@ impl Slots {
                 Change::Taken(partitions) => {
                     for (topic, partition) in partitions {
                         tracing::info!(topic, partition, "the group took the partition away");
-                        if let Some(slots) = self.slots.get_mut(topic.as_str()) {
-                            slots.remove(&partition);
+                        let slot = self
+                            .slots
+                            .get_mut(topic.as_str())
+                            .and_then(|slots| slots.remove(&partition));
+                        if let Some(mut slot) = slot
+                            && slot.leave()
+                        {
+                            self.runtime.spawn(async move {
+                                tokio::time::sleep(LEAVE_MAX).await;
+                                drop(slot.worker);
+                            });
                         }
                     }
                     self.slots.retain(|_, partitions| !partitions.is_empty());
@@ -116,7 +131,8 @@ impl Slots {
             metrics,
             reading: None,
             since: self.now,
-            _worker: token.drop_guard(),
+            has_cut: false,
+            worker: token.drop_guard(),
         };
         self.slots
             .entry(ticket.topic)
@@ -156,12 +172,10 @@ impl Slots {
         };
         let failed = match delivery.what {
             What::Record(record, broker) => {
+                self.fetched_records += 1;
                 slot.record(&record, broker, self.plan, &self.limits, self.now)
             }
-            What::End { offset } => {
-                slot.end_of_partition(offset, self.now);
-                Ok(())
-            }
+            What::End { offset } => slot.end_of_partition(offset, self.now),
             What::Error { code, text } => {
                 return self.trouble(delivery.topic, delivery.partition, code, &text);
             }
@@ -180,6 +194,38 @@ impl Slots {
         self.to_reset.extend(ended);
     }
 
+    /// Compares the topics' ids with what is being read: what was delivered before they were asked for is proven by an
+    /// id that all brokers show; another id, or none, ends the session, and the worker asks for itself.
+    pub(crate) fn compare(&mut self, seen: &[Seen]) {
+        for Seen { topic, id, agreed } in seen {
+            let Some(partitions) = self.slots.get_mut(topic.as_str()) else {
+                continue;
+            };
+            for slot in partitions.values_mut() {
+                let Some(reading) = &slot.reading else {
+                    continue;
+                };
+                let partition = slot.ticket.partition;
+                if *id != Some(reading.topic_id) {
+                    let new_id = id.map(tracing::field::display);
+                    tracing::warn!(
+                        topic,
+                        partition,
+                        new_id,
+                        "the topic was deleted or created again"
+                    );
+                    if let Err(error) = slot.cut(Cut::Trouble, false) {
+                        let error = &error as &dyn Error;
+                        tracing::warn!(topic, partition, error, "what was open could not be cut");
+                    }
+                    self.to_reset.extend(slot.end_session(Pause::None));
+                } else if *agreed {
+                    reading.prove();
+                }
+            }
+        }
+    }
+
     /// A delivery that can't be taken in: what is open is dropped and read again.
     fn contradiction(&mut self, topic: &str, partition: i32, error: &SlotError) {
         let Some(ended) = self
@@ -195,7 +241,7 @@ impl Slots {
             topic,
             partition,
             error,
-            "the partition is frozen: its deliveries contradict each other"
+            "the partition is frozen: what was delivered can't be archived"
         );
         self.to_reset.push(ended);
     }

@@ -13,10 +13,9 @@ use everlog_format::RecordRef;
 use tempfile::NamedTempFile;
 
 use crate::ArchiverError;
-use crate::chunk::{DamagedChunk, Gauge, PartTooLong, Share, pack, packed_len, unpack};
+use crate::chunk::{DamagedChunk, PartTooLong, pack, packed_len, unpack};
+use crate::memory::{CHUNK_BYTES, Memory, Share};
 
-/// A chunk is closed once it holds this much.
-const CHUNK_BYTES: usize = 256 << 10;
 /// One of zstd's fast levels: what is spilled is read back within seconds to minutes, so time counts for more than size.
 const SPILL_LEVEL: i32 = -5;
 const SEGMENT_PREFIX: &str = "everlog-segment-";
@@ -80,7 +79,7 @@ impl SpoolDir {
 enum Chunk {
     Memory {
         data: Vec<u8>,
-        _share: Share,
+        share: Share,
     },
     Disk {
         at: u64,
@@ -92,7 +91,7 @@ enum Chunk {
 /// What of one partition was read and not yet handed to an encoder.
 #[derive(Debug)]
 pub(crate) struct Backlog {
-    gauge: Arc<Gauge>,
+    memory: Arc<Memory>,
     open: Vec<u8>,
     open_share: Share,
     closed: Vec<Chunk>,
@@ -104,11 +103,11 @@ pub(crate) struct Backlog {
 }
 
 impl Backlog {
-    pub(crate) fn new(gauge: &Arc<Gauge>) -> Backlog {
+    pub(crate) fn new(memory: &Arc<Memory>) -> Backlog {
         Backlog {
-            gauge: Arc::clone(gauge),
+            memory: Arc::clone(memory),
             open: Vec::new(),
-            open_share: Share::none(gauge),
+            open_share: Share::none(&memory.chunks),
             closed: Vec::new(),
             closed_memory_bytes: 0,
             file: None,
@@ -149,15 +148,11 @@ impl Backlog {
             return;
         }
         // A partition that fills a chunk will fill the next: growing it step by step would copy it twice.
-        let next = Vec::with_capacity(CHUNK_BYTES);
-        let data = std::mem::replace(&mut self.open, next);
-        let share = std::mem::replace(&mut self.open_share, Share::none(&self.gauge));
+        let data = std::mem::replace(&mut self.open, self.memory.chunk());
+        let share = std::mem::replace(&mut self.open_share, Share::none(&self.memory.chunks));
         self.open_share.set(as_u64(CHUNK_BYTES));
         self.closed_memory_bytes += as_u64(data.capacity());
-        self.closed.push(Chunk::Memory {
-            data,
-            _share: share,
-        });
+        self.closed.push(Chunk::Memory { data, share });
     }
 
     /// Moves closed chunks to disk. On an error the chunks not yet moved stay in memory.
@@ -176,11 +171,14 @@ impl Backlog {
             let freed = as_u64(data.capacity());
             let bytes = compressor.compress(data)?;
             file.write_all_at(&bytes, self.file_len)?;
-            *chunk = Chunk::Disk {
+            let moved = Chunk::Disk {
                 at: self.file_len,
                 len: bytes.len(),
                 packed_len,
             };
+            if let Chunk::Memory { data, .. } = std::mem::replace(chunk, moved) {
+                self.memory.give_back(data);
+            }
             self.file_len += as_u64(bytes.len());
             self.closed_memory_bytes = self.closed_memory_bytes.saturating_sub(freed);
         }
@@ -189,15 +187,20 @@ impl Backlog {
 
     /// Everything in it, for an encoder; it is empty afterwards.
     pub(crate) fn take(&mut self) -> Burst {
-        let taken = std::mem::replace(self, Backlog::new(&self.gauge));
+        let next = Backlog::new(&self.memory);
+        let taken = std::mem::replace(self, next);
+        let mut on_the_way = Share::none(&self.memory.bursts);
+        on_the_way.set(taken.closed_memory_bytes + taken.open_share.bytes());
         let mut chunks = taken.closed;
         if !taken.open.is_empty() {
             chunks.push(Chunk::Memory {
                 data: taken.open,
-                _share: taken.open_share,
+                share: taken.open_share,
             });
         }
         Burst {
+            memory: taken.memory,
+            on_the_way,
             chunks,
             file: taken.file,
             packed_bytes: taken.packed_bytes,
@@ -209,6 +212,8 @@ impl Backlog {
 /// Records on their way to the encoder.
 #[derive(Debug)]
 pub(crate) struct Burst {
+    memory: Arc<Memory>,
+    on_the_way: Share,
     chunks: Vec<Chunk>,
     file: Option<File>,
     packed_bytes: u64,
@@ -243,13 +248,18 @@ impl Burst {
 
     /// Hands every record to `each`, in order, and gives the memory of each chunk back once it is read.
     pub(crate) fn read<E>(
-        self,
+        mut self,
         mut each: impl FnMut(&RecordRef<'_>) -> Result<(), E>,
     ) -> Result<(), BurstError<E>> {
         let mut each = |record: &RecordRef<'_>| each(record).map_err(BurstError::Each);
         for chunk in self.chunks {
             match chunk {
-                Chunk::Memory { data, _share } => unpack(&data, &mut each)?,
+                Chunk::Memory { data, share } => {
+                    unpack(&data, &mut each)?;
+                    let left = self.on_the_way.bytes().saturating_sub(share.bytes());
+                    self.on_the_way.set(left);
+                    self.memory.give_back(data);
+                }
                 Chunk::Disk {
                     at,
                     len,
@@ -279,6 +289,7 @@ mod tests {
     use everlog_format::TimestampType;
 
     use super::*;
+    use crate::config::MemoryPlan;
 
     fn record(offset: i64, value: &[u8]) -> RecordRef<'_> {
         RecordRef {
@@ -296,8 +307,14 @@ mod tests {
     fn spilled_and_kept_chunks_come_back_in_order_and_memory_is_given_back() {
         let folder = tempfile::tempdir().unwrap();
         let dir = SpoolDir::open(folder.path()).unwrap();
-        let gauge = Gauge::new(1 << 20);
-        let mut backlog = Backlog::new(&gauge);
+        let memory = Memory::new(&MemoryPlan {
+            chunks_bytes: 1 << 20,
+            bursts_bytes: 1 << 20,
+            writers_bytes: 0,
+            spare_bytes: 1 << 20,
+        });
+        let (gauge, bursts) = (Arc::clone(&memory.chunks), Arc::clone(&memory.bursts));
+        let mut backlog = Backlog::new(&memory);
         let large = vec![7; 3 << 20];
         for offset in 0..5_000 {
             let value = if offset == 1_000 {
@@ -313,8 +330,10 @@ mod tests {
                 assert_eq!(backlog.spillable_bytes(), 0);
             }
         }
+        assert_eq!(bursts.used(), 0);
         let burst = backlog.take();
         assert_eq!(backlog.packed_bytes(), 0);
+        assert!(0 < bursts.used() && bursts.used() <= gauge.used());
         let mut next = 0;
         burst
             .read(|record| {
@@ -329,7 +348,7 @@ mod tests {
             .unwrap();
         assert_eq!(next, 5_000);
         drop(backlog);
-        assert_eq!(gauge.used(), 0);
+        assert_eq!((gauge.used(), bursts.used()), (0, 0));
     }
 
     #[test]

@@ -5,12 +5,12 @@ use std::error::Error;
 use std::sync::RwLock;
 use std::time::Duration;
 
-use everlog_format::{TopicId, TopicName, TopicSelection};
-use tokio::sync::mpsc;
+use everlog_format::{TopicName, TopicSelection};
+use tokio::sync::{mpsc, oneshot};
 
 use crate::cluster::{Cluster, ClusterError, ClusterView, TopicConfigs};
 use crate::decide::Backoff;
-use crate::message::Command;
+use crate::message::{Command, Seen};
 
 /// How often the cluster is looked at.
 const LOOK_EVERY: Duration = Duration::from_secs(10);
@@ -139,6 +139,7 @@ impl Watch {
             .filter(|name| selected(&self.selection, name, false, false))
             .collect();
         self.learn_configs(&candidates).await;
+        self.mark().await;
         let described = self.describe(&candidates, &view).await?;
         let topics: Vec<String> = candidates
             .into_iter()
@@ -179,7 +180,7 @@ impl Watch {
         Ok(())
     }
 
-    async fn tell(&mut self, topics: Vec<String>, described: Vec<(String, TopicId)>) {
+    async fn tell(&mut self, topics: Vec<String>, described: Vec<Seen>) {
         if self.subscribed.as_ref() != Some(&topics) {
             if topics.is_empty() {
                 let selection = &self.selection;
@@ -189,12 +190,29 @@ impl Watch {
             }
             self.send(Command::Subscribe(topics.clone())).await;
         }
+        let gone = self.subscribed.iter().flatten();
+        let gone = gone
+            .filter(|topic| !topics.contains(topic))
+            .map(|topic| Seen {
+                topic: topic.clone(),
+                id: None,
+                agreed: false,
+            });
         let ids = described
             .into_iter()
-            .filter(|(name, _)| topics.contains(name))
+            .filter(|seen| topics.contains(&seen.topic))
+            .chain(gone)
             .collect();
         self.send(Command::Incarnations(ids)).await;
         self.subscribed = Some(topics);
+    }
+
+    /// What is delivered from here on is not proven by the ids that are asked for next.
+    async fn mark(&self) {
+        let (noted, wait) = oneshot::channel();
+        self.send(Command::Mark(noted)).await;
+        // An error means that the archiver is ending.
+        let _ = wait.await;
     }
 
     async fn send(&self, command: Command) {
@@ -229,15 +247,21 @@ impl Watch {
         &mut self,
         candidates: &[String],
         view: &ClusterView,
-    ) -> Result<Vec<(String, TopicId)>, ClusterError> {
+    ) -> Result<Vec<Seen>, ClusterError> {
         let mut ids = Vec::new();
         for names in candidates.chunks(REQUEST_TOPICS) {
-            for described in self.cluster.describe_anywhere(names, &view.brokers).await? {
+            let told = self.cluster.describe_everywhere(names, &view.brokers);
+            let (all, agreed) = told.await?;
+            for described in all {
                 if described.internal {
                     self.internal.insert(described.topic.clone());
                 }
                 if let Ok(Some(id)) = described.id {
-                    ids.push((described.topic, id));
+                    ids.push(Seen {
+                        topic: described.topic,
+                        id: Some(id),
+                        agreed,
+                    });
                 }
             }
         }

@@ -9,7 +9,7 @@ use std::error::Error;
 use std::sync::Arc;
 
 use everlog_format::{
-    ClusterId, Day, Incarnation, Offset, Partition, PartitionKey, Segment, TopicName,
+    ClusterId, Day, Incarnation, Offset, Partition, PartitionKey, Segment, TopicId, TopicName,
 };
 use everlog_index::{Archive, DataEntry, EntryKind, IndexError, Lookup, Snapshot, TopicInfo};
 use everlog_store::StoreError;
@@ -17,11 +17,11 @@ use tokio::sync::{Semaphore, mpsc};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
-use crate::chunk::Gauge;
 use crate::cluster::{Cluster, ClusterError};
-use crate::commit::{Failure, Hand, Job, PAUSE_MAX, append, commit, hole};
-use crate::decide::{Backoff, Start, StartView, start};
+use crate::commit::{Failure, Hand, Job, PAUSE_MAX, append, commit, hole, wait};
+use crate::decide::{Backoff, Known, Start, StartView, start};
 use crate::encode::{EncodeError, Identity, NewFile, OpenFile};
+use crate::memory::Memory;
 use crate::message::{Begin, Command, CutWork, Pause, SegmentMeter, Ticket, Work};
 use crate::metrics::{Metrics, PartitionMetrics};
 use crate::spool::{Burst, SpoolDir};
@@ -38,8 +38,7 @@ pub(crate) struct Context {
     pub(crate) facts: Arc<Facts>,
     pub(crate) encoders: Arc<Semaphore>,
     pub(crate) spool: Arc<SpoolDir>,
-    pub(crate) chunks: Arc<Gauge>,
-    pub(crate) writers: Arc<Gauge>,
+    pub(crate) memory: Arc<Memory>,
     pub(crate) metrics: Metrics,
     pub(crate) commands: mpsc::Sender<Command>,
 }
@@ -205,25 +204,23 @@ impl Worker {
             }
             let Some(hand) = hand.as_mut() else { continue };
             let next = hand.writer.next_offset();
-            let after_last_record = match hand.writer.snapshot() {
+            let last_record = match hand.writer.snapshot() {
                 Some(snapshot) => last_record(&self.context.archive, snapshot).await?,
                 None => None,
             };
             match start(&StartView {
                 next,
-                after_last_record,
+                last_record,
                 live_start,
                 high_watermark,
             }) {
                 Start::Fetch {
-                    fetch_from,
-                    epoch,
+                    last_record,
                     covered_from,
                 } => {
                     return Ok(Begin {
                         topic_id: id,
-                        fetch_from,
-                        epoch,
+                        last_record,
                         covered_from,
                         high_watermark,
                     });
@@ -295,12 +292,8 @@ impl Worker {
     }
 }
 
-/// The offset after the last archived record, and that record's leader epoch; `None` if there is none, or none with an
-/// epoch.
-async fn last_record(
-    archive: &Archive,
-    snapshot: &Snapshot,
-) -> Result<Option<(Offset, i32)>, OpenError> {
+/// The last archived record; `None` if there is none, or none with an epoch.
+async fn last_record(archive: &Archive, snapshot: &Snapshot) -> Result<Option<Known>, OpenError> {
     let Some(covered) = snapshot.covered() else {
         return Ok(None);
     };
@@ -313,13 +306,15 @@ async fn last_record(
             return Ok(None);
         };
         if let EntryKind::Data(data) = &entry.kind {
-            let Some(epoch) = data.epochs.last() else {
+            // An unknown epoch is written as -1.
+            let Some(last) = data.epochs.last().filter(|last| 0 <= last.epoch) else {
                 return Ok(None);
             };
-            let after = last_offset(archive, snapshot, &entry.range, data)
-                .await?
-                .and_then(Offset::next);
-            return Ok(after.map(|after| (after, epoch.epoch)));
+            let offset = last_offset(archive, snapshot, &entry.range, data).await?;
+            return Ok(offset.map(|offset| Known {
+                offset,
+                epoch: last.epoch,
+            }));
         }
         at = entry.range.start();
     }
@@ -406,6 +401,10 @@ impl<'a> Session<'a> {
                         }
                         return Some(pause);
                     }
+                    Work::Leave(cut) => {
+                        self.leave(cut).await;
+                        return None;
+                    }
                     _ if self.failed => {}
                     Work::Burst { start, burst, ends_row_group, meter } => {
                         if let Err(error) = self.burst(start, burst, ends_row_group, meter).await {
@@ -419,6 +418,28 @@ impl<'a> Session<'a> {
                     }
                 },
             }
+        }
+    }
+
+    /// The partition is no longer ours. If its topic is gone, nobody else can read what we have: then it is committed as
+    /// far as the rules allow.
+    async fn leave(&mut self, cut: Option<CutWork>) {
+        let ours = self
+            .identity
+            .as_ref()
+            .map(|identity| identity.incarnation.topic_id);
+        let (context, ticket) = (Arc::clone(&self.worker.context), self.worker.ticket.clone());
+        if !topic_is_gone(&context, &ticket, ours).await {
+            return;
+        }
+        if let Some(cut) = cut
+            && !self.failed
+            && let Err(error) = self.cut(cut).await
+        {
+            self.fail(error).await;
+        }
+        while let Some(done) = self.committing.join_next().await {
+            self.committed(done).await;
         }
     }
 
@@ -446,7 +467,7 @@ impl<'a> Session<'a> {
                 identity,
                 start,
                 day_before,
-                gauge: &context.writers,
+                gauge: &context.memory.writers,
             };
             OpenFile::add(open, &new, burst, ends_row_group, &meter)
         });
@@ -469,7 +490,8 @@ impl<'a> Session<'a> {
                     let _permit = permit;
                     open.finish(end)
                 });
-                Some(finished.await.map_err(|_| SessionError::Died)??)
+                let finished = finished.await.map_err(|_| SessionError::Died)??;
+                Some(Arc::new(finished))
             }
         };
         while let Some(done) = self.committing.join_next().await {
@@ -527,6 +549,19 @@ impl<'a> Session<'a> {
             .context
             .send(Command::Failed(ticket.clone(), pause))
             .await;
+    }
+}
+
+/// Whether the topic is no longer the incarnation `ours`; asks until the cluster answers.
+async fn topic_is_gone(context: &Context, ticket: &Ticket, ours: Option<TopicId>) -> bool {
+    let (mut backoff, what) = (Backoff::new(PAUSE_MAX), "asking for the topic's id");
+    loop {
+        let all = BTreeSet::new();
+        let asked = context.cluster.incarnation(&ticket.topic, &all).await;
+        match asked {
+            Ok(id) => return id != ours,
+            Err(error) => wait(context, ticket, &mut backoff, what, &error).await,
+        }
     }
 }
 

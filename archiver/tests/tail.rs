@@ -4,7 +4,7 @@
 mod common;
 
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use common::{
     archived_end, config, incarnations, memory_archive, open_archive, records, snapshot, start,
@@ -16,15 +16,17 @@ use everlog_store::faulty::{Fault, FaultyStore, OperationKind};
 use rdkafka::config::ClientConfig;
 use rdkafka::mocking::MockCluster;
 use rdkafka::producer::{BaseProducer, BaseRecord, DefaultProducerContext, Producer};
+use tokio::time::Instant;
 
 type Mock = MockCluster<'static, DefaultProducerContext>;
 
-/// Sends a record to each partition every 20 ms for `time`, so that the consumer comes to the end between any two;
+/// Sends a record to each partition every `pause` for `time`, so that the consumer comes to the end between any two;
 /// calls `meanwhile` before each round. Returns the number of rounds.
 async fn trickle(
     mock: &Mock,
     partitions: i32,
     time: Duration,
+    pause: Duration,
     mut meanwhile: impl AsyncFnMut(Duration),
 ) -> i64 {
     let producer: BaseProducer = ClientConfig::new()
@@ -47,7 +49,7 @@ async fn trickle(
         }
         producer.poll(Duration::ZERO);
         rounds += 1;
-        tokio::time::sleep(Duration::from_millis(20)).await;
+        tokio::time::sleep(pause).await;
     }
     producer.flush(Duration::from_secs(30)).unwrap();
     rounds
@@ -88,7 +90,8 @@ async fn no_record_is_skipped_when_partitions_are_held_back_at_the_tail() {
     let mut config = config(&mock.bootstrap_servers(), &["orders"], spool.path());
     config.segment_max_age = Duration::from_secs(1);
     let archiver = start(config, &archive);
-    let rounds = trickle(&mock, 2, Duration::from_secs(20), async |_| {}).await;
+    let pause = Duration::from_millis(20);
+    let rounds = trickle(&mock, 2, Duration::from_secs(20), pause, async |_| {}).await;
     for partition in 0..2 {
         until("all", async || {
             archived_end(&archive, "orders", partition).await == rounds
@@ -103,11 +106,13 @@ async fn no_record_is_skipped_when_partitions_are_held_back_at_the_tail() {
 }
 
 /// librdkafka itself pauses all partitions of a member at every rebalance and resumes them at the position of the
-/// application: with the batch queue, those that stayed where they were lost a record each.
+/// application: with the batch queue, those that stayed where they were lost a record each if the end of the partition
+/// was the last that came before, and the next record arrived before the fetch that was under way had ended. So records
+/// come more slowly than fetches end (500 ms), and members come and go often.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn no_record_is_skipped_when_members_come_and_go() {
     let mock = Mock::new(1).unwrap();
-    mock.create_topic("orders", 4, 1).unwrap();
+    mock.create_topic("orders", 8, 1).unwrap();
     let archive = memory_archive().await;
     let (spool, others_spool) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
     let member = |instance: &str, spool: &std::path::Path| {
@@ -119,29 +124,37 @@ async fn no_record_is_skipped_when_members_come_and_go() {
         start(config, &archive)
     };
     let archiver = member("one", spool.path());
-    let mut other = None;
-    let mut came = false;
-    let rounds = trickle(&mock, 4, Duration::from_secs(35), async |elapsed| {
-        if !came && Duration::from_secs(8) < elapsed {
-            came = true;
-            other = Some(member("two", others_spool.path()));
+    // Each under another name, so that it need not wait for the end of the one before.
+    let (mut other, mut next, mut count) = (None, Duration::from_secs(8), 0);
+    let (time, pause) = (Duration::from_secs(45), Duration::from_millis(930));
+    let rounds = trickle(&mock, 8, time, pause, async |elapsed| {
+        if elapsed < next {
+            return;
         }
-        if Duration::from_secs(16) < elapsed
-            && let Some(other) = other.take()
-        {
-            other.stop().await;
+        next = elapsed + Duration::from_secs(4);
+        if let Some(there) = other.take() {
+            let there: common::Running = there;
+            there.stop().await;
         }
+        count += 1;
+        other = Some(member(&format!("other-{count}"), others_spool.path()));
     })
     .await;
-    for partition in 0..4 {
+    if let Some(other) = other {
+        other.stop().await;
+    }
+    for partition in 0..8 {
         until("all", async || {
             archived_end(&archive, "orders", partition).await == rounds
         })
         .await;
     }
-    assert_eq!(archiver.metric("everlog_archiver_partitions"), 4.0);
+    until("all partitions to come back", async || {
+        archiver.metric("everlog_archiver_partitions") == 8.0
+    })
+    .await;
     archiver.stop().await;
-    for partition in 0..4 {
+    for partition in 0..8 {
         assert_dense(&archive, partition, rounds).await;
     }
 }

@@ -136,11 +136,15 @@ impl Consumer {
         }
     }
 
-    /// Joins the group for exactly these topics.
+    /// Joins the group for exactly these topics; leaves it if there are none.
     pub(crate) fn subscribe(&self, topics: &[String]) -> Result<(), RDKafkaErrorCode> {
+        if topics.is_empty() {
+            // SAFETY: the client is alive.
+            return check(unsafe { rd_kafka_unsubscribe(self.client.as_ptr()) });
+        }
         let mut list = List::new();
         for topic in topics {
-            list.add(topic, -1, NO_OFFSET, None);
+            list.add(topic, -1, NO_OFFSET);
         }
         // SAFETY: client and list are alive; the list is copied.
         check(unsafe { rd_kafka_subscribe(self.client.as_ptr(), list.as_ptr()) })
@@ -219,17 +223,11 @@ impl Consumer {
         )
     }
 
-    /// Lets the fetcher begin at `offset`. The epoch is that of the record before it: when librdkafka learns of a newer
-    /// one (not sooner), it asks the leader whether the log still reaches this position in that epoch (KIP-320).
-    pub(crate) fn assign(
-        &self,
-        topic: &str,
-        partition: i32,
-        offset: i64,
-        epoch: Option<i32>,
-    ) -> Result<(), String> {
+    /// Lets the fetcher begin at `offset`. Whether the log there is still the one that was read before is for the caller
+    /// to find out; from the first record on, librdkafka asks whenever a newer leader epoch shows up (KIP-320).
+    pub(crate) fn assign(&self, topic: &str, partition: i32, offset: i64) -> Result<(), String> {
         let mut list = List::new();
-        list.add(topic, partition, offset, epoch);
+        list.add(topic, partition, offset);
         // SAFETY: client and list are alive; the list is copied.
         take_error(unsafe { rd_kafka_incremental_assign(self.client.as_ptr(), list.as_ptr()) })
     }
@@ -240,7 +238,7 @@ impl Consumer {
     /// anew would stand still, and where it resumes is not ours to say.
     pub(crate) fn unassign(&self, topic: &str, partition: i32) -> Result<(), String> {
         let mut list = List::new();
-        list.add(topic, partition, NO_OFFSET, None);
+        list.add(topic, partition, NO_OFFSET);
         // SAFETY: client and list are alive; the list is copied.
         take_error(unsafe { rd_kafka_incremental_unassign(self.client.as_ptr(), list.as_ptr()) })
     }
@@ -253,7 +251,7 @@ impl Consumer {
         offset: i64,
     ) -> Result<(), RDKafkaErrorCode> {
         let mut list = List::new();
-        list.add(topic, partition, offset, None);
+        list.add(topic, partition, offset);
         // SAFETY: client and list are alive; the list is copied.
         check(unsafe { rd_kafka_commit(self.client.as_ptr(), list.as_ptr(), 1) })
     }
@@ -514,7 +512,7 @@ unsafe extern "C" fn on_rebalance(
                 .map(|list| list.names())
                 .unwrap_or_default();
             for (topic, partition) in concerned.iter().filter(|name| current.contains(name)) {
-                list.add(topic, *partition, NO_OFFSET, None);
+                list.add(topic, *partition, NO_OFFSET);
             }
             take_error(rd_kafka_incremental_unassign(client, list.as_ptr()))
         }

@@ -6,7 +6,6 @@ use std::ptr::NonNull;
 use rdkafka_sys::{
     rd_kafka_topic_partition_list_add, rd_kafka_topic_partition_list_destroy,
     rd_kafka_topic_partition_list_new, rd_kafka_topic_partition_list_t,
-    rd_kafka_topic_partition_set_leader_epoch,
 };
 
 /// A list that is freed with its owner.
@@ -31,8 +30,8 @@ impl List {
         self.0.as_ptr()
     }
 
-    /// Adds a partition with an offset (-1001: none given) and, if known, the leader epoch of the record before it.
-    pub(super) fn add(&mut self, topic: &str, partition: i32, offset: i64, epoch: Option<i32>) {
+    /// Adds a partition with an offset (-1001: none given).
+    pub(super) fn add(&mut self, topic: &str, partition: i32, offset: i64) {
         // A topic name with a NUL can't come from Kafka; dropping it would hide a bug of ours.
         let name = CString::new(topic).expect("topic names are checked and have no NUL");
         // SAFETY: the list is ours and alive, the name is copied by the call, and the element it returns is valid
@@ -41,9 +40,6 @@ impl List {
             let element =
                 rd_kafka_topic_partition_list_add(self.as_ptr(), name.as_ptr(), partition);
             (*element).offset = offset;
-            if let Some(epoch) = epoch {
-                rd_kafka_topic_partition_set_leader_epoch(element, epoch);
-            }
         }
     }
 

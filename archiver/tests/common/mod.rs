@@ -1,4 +1,5 @@
 //! What the tests of this crate share: reading an archive back, and starting an archiver.
+#![expect(clippy::disallowed_methods, reason = "the tests wait in real time")]
 #![allow(dead_code, reason = "each test binary uses a part")]
 
 use std::collections::BTreeMap;
