@@ -1,5 +1,6 @@
 //! From configuration to an open archive.
 
+use std::error::Error;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
@@ -7,7 +8,8 @@ use std::time::Duration;
 use anyhow::{Context as _, Result, bail};
 use everlog_index::{Archive, ArchiveOptions, IndexError};
 use everlog_store::{
-    ProbeError, S3Credentials, Store, StoreError, StoreOptions, probe, probe_read_only,
+    OpenError, ProbeError, RetryPolicy, S3Credentials, Store, StoreError, StoreOptions, probe,
+    probe_read_only,
 };
 use tracing::warn;
 
@@ -17,16 +19,37 @@ use crate::watched_store::WatchedStore;
 const RETRY_PAUSE_MIN: Duration = Duration::from_secs(1);
 const RETRY_PAUSE_MAX: Duration = Duration::from_secs(30);
 
+/// How long a tool tries at its first contact: a person waits, and mostly it is an address that is wrong.
+const FIRST_CONTACT_MAX: Duration = Duration::from_secs(4);
+
+/// Why a tool has no archive to look at.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum ReadError {
+    /// The place is wrong, or something around it.
+    #[error(transparent)]
+    Store(#[from] OpenError),
+    /// The store is there; its archive is not, or cannot be read.
+    #[error("the archive could not be opened")]
+    Archive(#[from] IndexError),
+}
+
 /// For tools: nothing is written, and index nodes are read from the store itself and not from a cache.
-pub(crate) async fn open_to_read(place: &ArchivePlace) -> Result<Arc<Archive>> {
-    let store = store(place, true).await?;
-    let options = ArchiveOptions {
+///
+/// A store that does not answer is told within seconds. One that has answered once is waited for later: a check that
+/// takes days outlives the store's restarts.
+pub(crate) async fn open_to_read(place: &ArchivePlace) -> Result<Arc<Archive>, ReadError> {
+    let impatient = RetryPolicy {
+        answer_max: FIRST_CONTACT_MAX,
+        total_max: FIRST_CONTACT_MAX,
+        ..RetryPolicy::default()
+    };
+    let options = || ArchiveOptions {
         node_cache_dir: None,
         create: false,
     };
-    Archive::open(store, options)
-        .await
-        .context("the archive could not be opened")
+    Archive::open(store(place, true, impatient).await?, options()).await?;
+    let store = store(place, true, RetryPolicy::default()).await?;
+    Ok(Archive::open(store, options()).await?)
 }
 
 /// The store of a service. Asks it nothing yet. `writes` is for who archives.
@@ -34,13 +57,13 @@ pub(crate) async fn store_to_serve(
     place: &ArchivePlace,
     writes: bool,
 ) -> Result<Arc<WatchedStore>> {
-    let store = store(place, !writes).await?;
+    let store = store(place, !writes, RetryPolicy::default()).await?;
     Ok(Arc::new(WatchedStore::new(store)))
 }
 
 /// For services: the store is probed first, so that a missing right or a store that ignores conditions is told at the
-/// start and not by the first commit. `create` makes an archive where there is none. While the store does not answer this
-/// waits: a service must come up by itself once the store does.
+/// start and not by the first commit. `create` makes an archive where there is none. While the store does not answer, or
+/// somebody else has to make the archive, this waits: a service must come up by itself.
 pub(crate) async fn open_to_serve(
     store: Arc<dyn Store>,
     create: bool,
@@ -55,7 +78,14 @@ pub(crate) async fn open_to_serve(
         };
         match probed {
             Ok(report) => break report,
-            Err(err @ ProbeError::Unavailable { .. }) => wait(&err, &mut pause).await,
+            Err(err @ ProbeError::Unavailable { .. }) => {
+                warn!(
+                    error = &err as &dyn Error,
+                    pause_s = pause.as_secs(),
+                    "the object store is away, will retry"
+                );
+                wait(&mut pause).await;
+            }
             // Its text tells the cause already.
             Err(err) => bail!("{err}"),
         }
@@ -72,24 +102,37 @@ pub(crate) async fn open_to_serve(
         match Archive::open(Arc::clone(&store), options).await {
             Ok(archive) => return Ok(archive),
             Err(err @ IndexError::Store(StoreError::Unavailable { .. })) => {
-                wait(&err, &mut pause).await
+                warn!(
+                    error = &err as &dyn Error,
+                    pause_s = pause.as_secs(),
+                    "the object store is away, will retry"
+                );
+                wait(&mut pause).await;
+            }
+            // Only without `create`: a proxy may be started before the archiver that makes the archive.
+            Err(err @ IndexError::NoArchive { .. }) => {
+                warn!(
+                    error = &err as &dyn Error,
+                    pause_s = pause.as_secs(),
+                    "there is no archive yet, waiting for an archiver to make it"
+                );
+                wait(&mut pause).await;
             }
             Err(err) => return Err(err).context("the archive could not be opened"),
         }
     }
 }
 
-async fn wait(err: &(dyn std::error::Error + 'static), pause: &mut Duration) {
-    warn!(
-        error = err,
-        pause_s = pause.as_secs(),
-        "the object store is away, will retry"
-    );
+async fn wait(pause: &mut Duration) {
     tokio::time::sleep(*pause).await;
     *pause = (*pause * 2).min(RETRY_PAUSE_MAX);
 }
 
-async fn store(place: &ArchivePlace, read_only: bool) -> Result<Arc<dyn Store>> {
+async fn store(
+    place: &ArchivePlace,
+    read_only: bool,
+    retry: RetryPolicy,
+) -> Result<Arc<dyn Store>, OpenError> {
     let s3 = &place.s3;
     let credentials = s3
         .access_key_id
@@ -110,7 +153,7 @@ async fn store(place: &ArchivePlace, read_only: bool) -> Result<Arc<dyn Store>> 
         credentials,
         lists_in_key_order: s3.lists_in_key_order,
         read_only,
-        ..StoreOptions::default()
+        retry,
     };
-    Ok(everlog_store::open(&place.url, options).await?)
+    everlog_store::open(&place.url, options).await
 }

@@ -3,11 +3,16 @@
 use std::time::Duration;
 
 use tokio::signal::unix::{SignalKind, signal};
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
 /// How long services may take to finish what they are at. Below the 30 s that Kubernetes gives a pod by default.
 pub(crate) const DRAIN_MAX: Duration = Duration::from_secs(25);
+
+/// A signal so soon after the first is the first once more: supervisors such as `timeout` send it to the process and then
+/// to its group, and nobody has seen yet whether the first was enough.
+const SECOND_AFTER: Duration = Duration::from_secs(1);
 
 /// A token that is cancelled by the first signal. The second one ends the process at once, with the exit status that
 /// shells give to a process killed by it.
@@ -32,7 +37,13 @@ pub(crate) fn shutdown_on_signal() -> std::io::Result<CancellationToken> {
             "asked to stop, will finish what is under way"
         );
         token.cancel();
-        let (name, status) = next().await;
+        let asked = Instant::now();
+        let (name, status) = loop {
+            let again = next().await;
+            if SECOND_AFTER < asked.elapsed() {
+                break again;
+            }
+        };
         warn!(signal = name, "asked to stop again, stopping at once");
         std::process::exit(status);
     });

@@ -156,6 +156,11 @@ fn no_secret_is_ever_printed() {
             "EVERLOG_KAFKA_PROPERTIES_SSL_KEYSTORE_PASSWORD",
             "hunter2\u{1}",
         ),
+        // Refused by librdkafka, with its value in the refusal.
+        (
+            "EVERLOG_KAFKA_PROPERTIES_SASL_JAAS_CONFIG",
+            "x required password=\"hunter2\";",
+        ),
         ("EVERLOG_MEMORY", "x"),
     ];
     let ran = everlog(dir.path(), &["config"], &bad);
@@ -302,6 +307,67 @@ fn a_place_without_an_archive_is_told_and_stays_empty() {
         !dir.path().join("none").exists(),
         "a tool that reads creates nothing"
     );
+}
+
+#[test]
+fn a_damaged_format_file_is_damage_and_a_newer_one_is_not() {
+    let dir = tempfile::tempdir().unwrap();
+    let url = format!("file://{}", dir.path().display());
+    // For `verify` 1 means damage and 2 that it could not be checked.
+    for (text, status) in [("{\"version\":", 1), ("{\"version\":9}", 2)] {
+        std::fs::write(dir.path().join("everlog.json"), text).unwrap();
+        let ran = everlog(dir.path(), &["verify", "--archive", &url], &[]);
+        assert_eq!(ran.status, status, "{text}: {}{}", ran.out, ran.err);
+        assert_eq!(
+            ran.out.contains("1 damage found"),
+            status == 1,
+            "{}",
+            ran.out
+        );
+        let ran = everlog(dir.path(), &["inspect", "--archive", &url], &[]);
+        assert!(
+            ran.status == 1 && ran.err.contains("everlog.json"),
+            "{}",
+            ran.err
+        );
+    }
+}
+
+/// It used to take a minute and a half, the patience of a service.
+#[test]
+fn a_store_that_nobody_answers_for_is_told_soon() {
+    let dir = tempfile::tempdir().unwrap();
+    let variables = [
+        ("AWS_ACCESS_KEY_ID", "a"),
+        ("AWS_SECRET_ACCESS_KEY", "b"),
+        ("AWS_REGION", "us-east-1"),
+        // Nobody listens on the port of `discard`.
+        ("EVERLOG_S3_ENDPOINT", "http://127.0.0.1:9"),
+    ];
+    for (command, status) in [("inspect", 1), ("verify", 2)] {
+        let start = tokio::time::Instant::now();
+        let ran = everlog(
+            dir.path(),
+            &[command, "--archive", "s3://bucket/archive"],
+            &variables,
+        );
+        assert_eq!(ran.status, status, "{}", ran.err);
+        assert!(ran.err.contains("did not answer"), "{}", ran.err);
+        let seconds = start.elapsed().as_secs();
+        assert!(seconds < 45, "{command} took {seconds} s");
+    }
+}
+
+#[test]
+fn the_example_stands_alone() {
+    let dir = tempfile::tempdir().unwrap();
+    let ran = everlog(
+        dir.path(),
+        &["config", "--example", "--memory", "1GiB"],
+        &[],
+    );
+    assert_eq!(ran.status, 2);
+    assert!(ran.err.contains("--example"), "{}", ran.err);
 }
 
 #[test]

@@ -201,7 +201,15 @@ func read(bootstrap, topic, folder string) error {
 	}
 	records := 0
 	progress := time.Now()
+	// Rounds in which nothing came, one after the other: rounds and not seconds, since a test may stop this process.
+	quiet, quietMax := 0, 2
+	if text := os.Getenv("EVERLOG_QUIET_ROUNDS"); text != "" {
+		if quietMax, err = strconv.Atoi(text); err != nil {
+			return err
+		}
+	}
 	for len(open) > 0 {
+		quiet++
 		round, cancel := context.WithTimeout(ctx, 2*time.Second)
 		fetches := cl.PollFetches(round)
 		cancel()
@@ -226,6 +234,7 @@ func read(bootstrap, topic, folder string) error {
 				records++
 			}
 			progress = time.Now()
+			quiet = 0
 			if r.Offset == ends[r.Partition]-1 {
 				delete(open, r.Partition)
 			}
@@ -235,7 +244,7 @@ func read(bootstrap, topic, folder string) error {
 		}
 		// An archive has no control records: a partition whose last offsets hold nothing is over once a while passes
 		// in which nothing comes. The comparison with the other read tells whether something was missing.
-		if time.Since(progress) > 3*time.Second && records > 0 {
+		if quiet >= quietMax && records > 0 {
 			break
 		}
 		if time.Since(progress) > stallMax {

@@ -51,6 +51,22 @@ impl Cache {
         Command::new(self.folder.join("bin/go-client"))
     }
 
+    /// The one jar whose name begins with `name` and a version.
+    pub fn jar(&self, name: &str) -> Result<PathBuf> {
+        let folder = self.folder.join("jars");
+        for entry in std::fs::read_dir(&folder)? {
+            let file = entry?.file_name().to_string_lossy().into_owned();
+            let version = file
+                .strip_prefix(name)
+                .and_then(|rest| rest.strip_prefix('-'))
+                .and_then(|rest| rest.strip_suffix(".jar"));
+            if version.is_some_and(|version| version.starts_with(|c: char| c.is_ascii_digit())) {
+                return Ok(folder.join(file));
+            }
+        }
+        bail!("there is no {name} in {}", folder.display());
+    }
+
     /// The S3 server.
     pub fn versitygw(&self) -> Command {
         Command::new(self.folder.join("bin/versitygw"))

@@ -79,23 +79,98 @@ fn report_of(text: &str) -> Result<ReadReport> {
 /// The Java client has read all once its `position()` has reached `endOffsets()`; librdkafka, once it has raised
 /// PARTITION_EOF in each partition; franz-go, once the last offset came or nothing more comes.
 pub fn read(client: Client, bootstrap: &str, topic: &str, folder: &Path) -> Result<ReadReport> {
-    let cache = Cache::find()?;
-    std::fs::create_dir_all(folder)?;
-    let mut command = match client {
-        Client::Java => cache.java(JAVA, "Client"),
-        Client::FranzGo => cache.go_client(),
-        Client::Rdkafka => {
-            return rdkafka_read(bootstrap, topic, folder)
-                .with_context(|| format!("rdkafka reading {topic}"));
+    Reading::start_with(client, bootstrap, topic, folder, 2)?.finish()
+}
+
+/// A [`read`] under way.
+#[derive(Debug)]
+pub struct Reading {
+    what: String,
+    work: Work,
+}
+
+#[derive(Debug)]
+enum Work {
+    Program(Process),
+    Thread {
+        paused: Arc<AtomicBool>,
+        done: JoinHandle<Result<ReadReport>>,
+    },
+}
+
+impl Reading {
+    /// Begins, for a time in which nothing may come for a while.
+    pub fn start(client: Client, bootstrap: &str, topic: &str, folder: &Path) -> Result<Reading> {
+        Reading::start_with(client, bootstrap, topic, folder, 25)
+    }
+
+    /// franz-go ends after `quiet_rounds` of 2 s in which nothing came.
+    fn start_with(
+        client: Client,
+        bootstrap: &str,
+        topic: &str,
+        folder: &Path,
+        quiet_rounds: u32,
+    ) -> Result<Reading> {
+        let cache = Cache::find()?;
+        std::fs::create_dir_all(folder)?;
+        let what = format!("{} reading {topic}", client.name());
+        let mut command = match client {
+            Client::Java => cache.java(JAVA, "Client"),
+            Client::FranzGo => cache.go_client(),
+            Client::Rdkafka => {
+                let paused = Arc::new(AtomicBool::new(false));
+                let flag = Arc::clone(&paused);
+                let (bootstrap, topic) = (bootstrap.to_owned(), topic.to_owned());
+                let folder = folder.to_owned();
+                let done =
+                    std::thread::spawn(move || rdkafka_read(&bootstrap, &topic, &folder, &flag));
+                let work = Work::Thread { paused, done };
+                return Ok(Reading { what, work });
+            }
+        };
+        command.args(["read", bootstrap, topic]).arg(folder);
+        command.env("EVERLOG_QUIET_ROUNDS", quiet_rounds.to_string());
+        let process = Process::start(client.name(), &command, &folder.join("log"))?;
+        let work = Work::Program(process);
+        Ok(Reading { what, work })
+    }
+
+    /// From now on it takes nothing more: a program is stopped as a whole, its sockets stay open; librdkafka goes on until
+    /// its own queue is full.
+    pub fn pause(&self) -> Result<()> {
+        match &self.work {
+            Work::Program(process) => process.signal("STOP"),
+            Work::Thread { paused, .. } => {
+                paused.store(true, Ordering::Relaxed);
+                Ok(())
+            }
         }
-    };
-    command.args(["read", bootstrap, topic]).arg(folder);
-    let log = folder.join("log");
-    let mut process = Process::start(client.name(), &command, &log)?;
-    process
-        .wait_success(READ_MAX)
-        .with_context(|| format!("{} reading {topic}", client.name()))?;
-    report_of(&process.log_text())
+    }
+
+    /// Undoes [`Reading::pause`].
+    pub fn resume(&self) -> Result<()> {
+        match &self.work {
+            Work::Program(process) => process.signal("CONT"),
+            Work::Thread { paused, .. } => {
+                paused.store(false, Ordering::Relaxed);
+                Ok(())
+            }
+        }
+    }
+
+    /// Waits for the end.
+    pub fn finish(self) -> Result<ReadReport> {
+        let read = match self.work {
+            Work::Program(mut process) => process
+                .wait_success(READ_MAX)
+                .and_then(|()| report_of(&process.log_text())),
+            Work::Thread { done, .. } => done
+                .join()
+                .unwrap_or_else(|_| Err(anyhow!("the reader panicked"))),
+        };
+        read.context(self.what)
+    }
 }
 
 const JAVA: &[&str] = &["-Xmx384m", "-XX:+UseSerialGC"];
@@ -127,7 +202,12 @@ fn partitions_of(consumer: &BaseConsumer, topic: &str) -> Result<Vec<i32>> {
         .collect())
 }
 
-fn rdkafka_read(bootstrap: &str, topic: &str, folder: &Path) -> Result<ReadReport> {
+fn rdkafka_read(
+    bootstrap: &str,
+    topic: &str,
+    folder: &Path,
+    paused: &AtomicBool,
+) -> Result<ReadReport> {
     let consumer: BaseConsumer = rdkafka_config(bootstrap)
         .set("enable.partition.eof", "true")
         .create()?;
@@ -143,6 +223,10 @@ fn rdkafka_read(bootstrap: &str, topic: &str, folder: &Path) -> Result<ReadRepor
     let mut lines = LineWriter::new(folder)?;
     let mut progress = Instant::now();
     while !open.is_empty() {
+        while paused.load(Ordering::Relaxed) {
+            std::thread::sleep(Duration::from_millis(20));
+            progress = Instant::now();
+        }
         match consumer.poll(Duration::from_millis(200)) {
             None => {}
             Some(Ok(message)) => {

@@ -338,6 +338,10 @@ impl Archive {
             serde_json::from_str(&out).with_context(|| format!("inspect printed {out}"))?;
         let mut held = Vec::new();
         for object in parsed.as_array().context("inspect prints one array")? {
+            // A partition that waits for its first commit holds nothing.
+            if object.get("commit").is_some_and(Value::is_null) {
+                continue;
+            }
             held.push(Held {
                 topic: text(object, "topic")?,
                 topic_id: text(object, "topic_id")?,

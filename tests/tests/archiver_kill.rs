@@ -70,6 +70,18 @@ fn an_archiver_that_is_killed_again_and_again_keeps_each_record_once() {
             Ok(total)
         })?;
         archive.verify()?;
+        let before: u64 = archive
+            .held_of("orders")?
+            .values()
+            .map(|held| held.segments)
+            .sum();
+        case.note(&format!(
+            "{before} segments were archived between the kills"
+        ));
+        ensure!(
+            before > 0,
+            "no archiver lived long enough to be killed at work"
+        );
         let run = Everlog::start(
             case,
             &bootstrap,

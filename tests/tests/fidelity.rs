@@ -3,7 +3,8 @@
 //! Five codecs, null and empty keys and values, headers of all kinds, timestamps 0, -1, out of order and decades apart in a
 //! batch, 2 MB records, LogAppendTime, aborted and open transactions, changes of the leader epoch.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::Path;
 use std::time::Duration;
 
 use anyhow::{Result, ensure};
@@ -28,6 +29,72 @@ fn read_all(
         reports.insert(client, report);
     }
     Ok(reports)
+}
+
+/// Whether a record, by its words `offset timestamp type epoch key value headers`, is odd in one way.
+type Odd = fn(&[&str]) -> bool;
+
+fn has_header(record: &[&str], is_odd: impl Fn(&str, &str) -> bool) -> bool {
+    record[6]
+        .split(',')
+        .filter_map(|header| header.split_once('='))
+        .any(|(key, value)| is_odd(key, value))
+}
+
+/// All that was to be sent is there, or equal reads would prove little.
+fn has_every_oddity(folder: &Path) -> Result<()> {
+    let oddities: [(&str, Odd); 14] = [
+        ("timestamp 0", |record| record[1] == "0"),
+        ("timestamp -1", |record| record[1] == "-1"),
+        ("CreateTime", |record| record[2] == "0"),
+        ("LogAppendTime", |record| record[2] == "1"),
+        ("a null key", |record| record[4] == "-"),
+        ("an empty key", |record| record[4] == "x"),
+        ("a tombstone", |record| record[4] != "-" && record[5] == "-"),
+        ("an empty value", |record| record[5] == "x"),
+        ("2 MB", |record| record[5].starts_with("#200000")),
+        ("a null header", |record| {
+            has_header(record, |_, value| value == "-")
+        }),
+        ("an empty header", |record| {
+            has_header(record, |_, value| value == "x")
+        }),
+        ("an empty header key", |record| {
+            has_header(record, |key, _| key == "x")
+        }),
+        ("a header key that is no text", |record| {
+            has_header(record, |key, _| key.starts_with("xfffe"))
+        }),
+        ("a header that comes twice", |record| {
+            let keys = record[6].split(',').map(|header| header.split('=').next());
+            keys.clone().collect::<BTreeSet<_>>().len() < keys.count()
+        }),
+    ];
+    let mut missing: BTreeSet<&str> = oddities.iter().map(|(name, _)| *name).collect();
+    for partition in 0..PARTITIONS {
+        let text = std::fs::read_to_string(folder.join(format!("p{partition}")))?;
+        let (mut gaps, mut disorder, mut before) = (0_u64, 0_u64, None);
+        let mut epochs = BTreeSet::new();
+        for line in text.lines() {
+            let record: Vec<&str> = line.split(' ').collect();
+            missing.retain(|name| {
+                let odd = oddities.iter().find(|(other, _)| other == name);
+                !odd.is_some_and(|(_, is_odd)| is_odd(&record))
+            });
+            let here: (i64, i64) = (record[0].parse()?, record[1].parse()?);
+            if let Some((offset, timestamp)) = before.replace(here) {
+                gaps += u64::from(offset + 1 < here.0);
+                disorder += u64::from(here.1 < timestamp);
+            }
+            epochs.insert(record[3].to_owned());
+        }
+        ensure!(
+            gaps > 20 && disorder > 100 && epochs.len() > 1,
+            "partition {partition} has {gaps} gaps, {disorder} steps back in time and the epochs {epochs:?}"
+        );
+    }
+    ensure!(missing.is_empty(), "nothing was sent with {missing:?}");
+    Ok(())
 }
 
 #[test]
@@ -76,6 +143,8 @@ fn each_client_reads_through_the_proxy_what_it_read_from_the_broker() {
         case.note("all of it is there");
 
         let before = read_all(case, &kafka.bootstrap(), &odd.topic, "before")?;
+        // librdkafka gives header keys as they are; Java makes text of them.
+        has_every_oddity(&case.path(&format!("before-{}", Client::Rdkafka.name())))?;
         let ends = admin.ends(&odd.topic, PARTITIONS)?;
         archive.wait_archived(
             &odd.topic,

@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use anyhow::{Context as _, Result};
-use everlog_format::{PartitionKey, TopicSelection};
+use everlog_format::{Partition, PartitionKey, TopicSelection};
 use everlog_index::{Archive, EntryKind, Freshness, Snapshot, TopicInfo};
 use futures::{StreamExt, TryStreamExt};
 use serde::Serialize;
@@ -17,6 +17,9 @@ use crate::terminal::print;
 
 /// Partitions asked for at a time.
 const PARALLEL: usize = 16;
+
+/// More than any topic has. A damaged `topic.json` can claim any number, and each is a row.
+const PARTITION_COUNT_MAX: u32 = 100_000;
 
 /// Entries read at a time while holes are looked for.
 const ENTRIES_AT_A_TIME: usize = 1_000;
@@ -42,8 +45,8 @@ pub(crate) struct Row {
     holes: u64,
     /// Those ranges, as [start, end).
     hole_ranges: Vec<[i64; 2]>,
-    /// The number of the newest commit.
-    commit: u64,
+    /// The number of the newest commit; null before the first.
+    commit: Option<u64>,
     max_timestamp_ms: Option<i64>,
     /// The first offset that the cluster still has; null if it was not asked or has this life of the topic no more.
     live_start: Option<i64>,
@@ -71,7 +74,7 @@ pub(crate) async fn inspect(config: ToolConfig, json: bool) -> Result<()> {
     print(&if json {
         serde_json::to_string_pretty(&rows)?
     } else {
-        table(&rows)
+        table(&rows, config.topics.as_ref())
     })?;
     cluster_error.map_or(Ok(()), |err| {
         Err(err.context("the archive's lag is unknown"))
@@ -84,17 +87,19 @@ async fn rows(archive: &Arc<Archive>, topics: Option<&TopicSelection>) -> Result
         if topics.is_some_and(|topics| !topics.matches(topic.name.as_str(), false)) {
             continue;
         }
-        let partitions = archive.partitions(&topic.incarnation).await?;
-        let of_topic: Vec<Option<Row>> = futures::stream::iter(partitions)
-            .map(|partition| PartitionKey {
-                incarnation: topic.incarnation.clone(),
-                partition,
-            })
-            .map(|key| row(archive, &topic, key))
+        let listed = archive.partitions(&topic.incarnation).await?;
+        // A topic is registered when an archiver takes it up, a partition's folder comes with its first commit. Whoever has
+        // just started an archiver looks here in between.
+        let waiting = (0..topic.partition_count.min(PARTITION_COUNT_MAX))
+            .filter_map(|number| Partition::new(i32::try_from(number).ok()?))
+            .filter(|partition| !listed.contains(partition));
+        rows.extend(waiting.map(|partition| row(&topic, partition, None, Vec::new())));
+        let of_topic: Vec<Row> = futures::stream::iter(&listed)
+            .map(|partition| read(archive, &topic, *partition))
             .buffered(PARALLEL)
             .try_collect()
             .await?;
-        rows.extend(of_topic.into_iter().flatten());
+        rows.extend(of_topic);
     }
     rows.sort_by(|a, b| {
         (&a.topic, &a.topic_id, a.partition).cmp(&(&b.topic, &b.topic_id, b.partition))
@@ -102,22 +107,34 @@ async fn rows(archive: &Arc<Archive>, topics: Option<&TopicSelection>) -> Result
     Ok(rows)
 }
 
-async fn row(archive: &Arc<Archive>, topic: &TopicInfo, key: PartitionKey) -> Result<Option<Row>> {
+async fn read(archive: &Arc<Archive>, topic: &TopicInfo, partition: Partition) -> Result<Row> {
+    let key = PartitionKey {
+        incarnation: topic.incarnation.clone(),
+        partition,
+    };
     let read = archive.snapshot(&key, Freshness::Now).await;
-    let Some(snapshot) = read.with_context(|| format!("partition {key}"))? else {
-        return Ok(None);
+    let snapshot = read.with_context(|| format!("partition {key}"))?;
+    let hole_ranges = match &snapshot {
+        Some(snapshot) if snapshot.totals().holes > 0 => hole_ranges(snapshot).await?,
+        _ => Vec::new(),
     };
-    let (covered, totals) = (snapshot.covered(), snapshot.totals());
-    let hole_ranges = if totals.holes > 0 {
-        hole_ranges(&snapshot).await?
-    } else {
-        Vec::new()
-    };
-    Ok(Some(Row {
-        cluster: key.incarnation.cluster.to_string(),
+    Ok(row(topic, partition, snapshot.as_deref(), hole_ranges))
+}
+
+/// Without a snapshot: the partition waits for its first commit.
+fn row(
+    topic: &TopicInfo,
+    partition: Partition,
+    snapshot: Option<&Snapshot>,
+    hole_ranges: Vec<[i64; 2]>,
+) -> Row {
+    let covered = snapshot.and_then(Snapshot::covered);
+    let totals = snapshot.map(Snapshot::totals).unwrap_or_default();
+    Row {
+        cluster: topic.incarnation.cluster.to_string(),
         topic: topic.name.to_string(),
-        topic_id: key.incarnation.topic_id.to_string(),
-        partition: key.partition.get(),
+        topic_id: topic.incarnation.topic_id.to_string(),
+        partition: partition.get(),
         start: covered.map(|range| range.start().get()),
         end: covered.map(|range| range.end().get()),
         records: totals.records,
@@ -126,12 +143,12 @@ async fn row(archive: &Arc<Archive>, topic: &TopicInfo, key: PartitionKey) -> Re
         raw_bytes: totals.raw_bytes,
         holes: totals.holes,
         hole_ranges,
-        commit: snapshot.number(),
-        max_timestamp_ms: snapshot.max_timestamp_ms(),
+        commit: snapshot.map(Snapshot::number),
+        max_timestamp_ms: snapshot.and_then(Snapshot::max_timestamp_ms),
         live_start: None,
         high_watermark: None,
         lag: None,
-    }))
+    }
 }
 
 async fn hole_ranges(snapshot: &Snapshot) -> Result<Vec<[i64; 2]>> {
@@ -172,9 +189,12 @@ impl Row {
     }
 }
 
-fn table(rows: &[Row]) -> String {
+fn table(rows: &[Row], topics: Option<&TopicSelection>) -> String {
     if rows.is_empty() {
-        return "the archive holds no topic yet\n".to_owned();
+        return match topics {
+            Some(topics) => format!("no topic of the archive matches {topics}\n"),
+            None => "the archive holds no topic yet\n".to_owned(),
+        };
     }
     let asked = rows.iter().any(|row| row.lag.is_some());
     let mut columns = vec![
@@ -209,7 +229,8 @@ fn table(rows: &[Row]) -> String {
             short_bytes(row.bytes),
             short_bytes(row.raw_bytes),
             row.holes.to_string(),
-            row.commit.to_string(),
+            row.commit
+                .map_or("-".to_owned(), |number| number.to_string()),
         ]);
         if asked {
             cells.extend([or_dash(row.live_start), or_dash(row.lag)]);
@@ -249,7 +270,15 @@ fn table(rows: &[Row]) -> String {
     let holes = holes.map(|(row, [start, end])| {
         format!("hole: {}/{} [{start}, {end})\n", row.topic, row.partition)
     });
-    table.render() + &holes.collect::<String>()
+    let waiting = rows.iter().filter(|row| row.commit.is_none()).count();
+    let waiting = match waiting {
+        0 => String::new(),
+        count => format!(
+            "{count} of {} partitions wait for their first commit\n",
+            rows.len()
+        ),
+    };
+    table.render() + &holes.collect::<String>() + &waiting
 }
 
 #[cfg(test)]
@@ -278,7 +307,7 @@ mod tests {
             raw_bytes: 3 << 20,
             holes: 1,
             hole_ranges: vec![[7, 17]],
-            commit: 3,
+            commit: end.map(|_| 3),
             max_timestamp_ms: Some(1),
             live_start: None,
             high_watermark: None,
@@ -319,11 +348,28 @@ mod tests {
         assert_eq!(other.lag, None);
     }
 
+    /// It used to be left out, and "the archive holds no topic yet" was said of an archiver at work.
+    #[test]
+    fn a_partition_before_its_first_commit_is_shown() {
+        let text = table(&[row(TODAY, Some(100)), row(TODAY, None)], None);
+        assert!(
+            text.ends_with("\n1 of 2 partitions wait for their first commit\n"),
+            "{text}"
+        );
+        assert_eq!(
+            text.lines()
+                .filter(|line| line.starts_with("orders"))
+                .count(),
+            2
+        );
+        assert!(!table(&[row(TODAY, Some(100))], None).contains("wait"));
+    }
+
     #[test]
     fn the_table_has_sums_and_names_the_holes() {
         let mut one = row(TODAY, Some(100));
         one.compare_with(&view(130));
-        let text = table(&[one, row(BEFORE, Some(9))]);
+        let text = table(&[one, row(BEFORE, Some(9))], None);
         assert!(text.contains("hole: orders/0 [7, 17)"), "{text}");
         assert!(
             text.lines().any(|line| line.starts_with("total")

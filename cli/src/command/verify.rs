@@ -12,25 +12,32 @@ mod tests;
 mod walk;
 
 use anyhow::Result;
+use everlog_index::IndexError;
 use indicatif::{ProgressBar, ProgressStyle};
 
-use report::Report;
 pub(crate) use report::Verdict;
+use report::{Report, index_finding};
 
 use crate::config::ToolConfig;
-use crate::open::open_to_read;
+use crate::open::{ReadError, open_to_read};
 use crate::terminal::print;
 
 /// Checks all partitions that `config` names.
 pub(crate) async fn verify(config: ToolConfig) -> Result<Verdict> {
-    let archive = open_to_read(&config.archive).await?;
     let bar = progress_bar();
     let shown = bar.clone();
     let mut report = Report::new(move |finding| {
         // Should standard output be gone, the conclusion fails the same way and says so.
         let _told_at_the_end = shown.suspend(|| print(&finding.to_string()));
     });
-    walk::check(&archive, config.topics.as_ref(), &bar, &mut report).await;
+    match open_to_read(&config.archive).await {
+        Ok(archive) => walk::check(&archive, config.topics.as_ref(), &bar, &mut report).await,
+        // Bytes that are there and wrong are damage like any other.
+        Err(ReadError::Archive(err @ IndexError::Corrupt { .. })) => {
+            report.add(index_finding("the archive as a whole".to_owned(), &err));
+        }
+        Err(err) => return Err(err.into()),
+    }
     bar.finish_and_clear();
     print(&report.conclusion())?;
     Ok(report.verdict())

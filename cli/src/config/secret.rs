@@ -40,6 +40,8 @@ pub(crate) fn is_secret_key(key: &str) -> bool {
         "access_key",
         "key.pem",
         "oauthbearer.config",
+        // librdkafka refuses it, but it is what a Java user writes first, with the password in it.
+        "jaas",
     ];
     // The name of a file is no secret, only what is in it.
     !key.ends_with("_file") && telling.iter().any(|part| key.contains(part))
@@ -58,6 +60,7 @@ mod tests {
             "sasl.oauthbearer.client.secret",
             "sasl.oauthbearer.assertion.private.key.pem",
             "ssl.key.pem",
+            "sasl.jaas.config",
             "s3.secret_access_key",
             "s3.access_key_id",
             "s3.session_token",

@@ -13,7 +13,7 @@ use everlog_format::TopicSelection;
 use super::layers::{Layer, Origin, Raw};
 use super::setting::setting;
 use super::size::{parse_duration, parse_size};
-use super::{Problem, Secret, kafka_properties};
+use super::{Problem, Problems, Secret, kafka_properties};
 
 /// How log lines are written.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -30,6 +30,20 @@ pub(crate) struct LogConfig {
     /// A tracing filter; `None` leaves it to the command.
     pub(crate) filter: Option<String>,
     pub(crate) format: LogFormat,
+}
+
+impl LogConfig {
+    /// The demo has no configuration but this one variable.
+    pub(crate) fn of_the_demo() -> Result<LogConfig, Problems> {
+        const VARIABLE: &str = "EVERLOG_LOG";
+        let filter = std::env::var(VARIABLE).ok();
+        let filter = filter.map(|text| log_filter(&text)).transpose();
+        let refused = |message| Problems(vec![Problem::new(VARIABLE, message)]);
+        Ok(LogConfig {
+            filter: filter.map_err(refused)?,
+            format: LogFormat::Auto,
+        })
+    }
 }
 
 /// What a reader gets at a hole.
@@ -81,9 +95,7 @@ impl Values {
         Values {
             bootstrap_servers: p.one("bootstrap_servers", bootstrap_servers),
             archive: p.one("archive", archive_url),
-            topics: p.many("topics", |texts| {
-                TopicSelection::parse(texts).map_err(|err| err.to_string())
-            }),
+            topics: p.many("topics", topics),
             listen: p.defaulted("listen", address),
             advertise: p.one("advertise", host_name),
             node_ports: p.many("node_ports", node_ports).unwrap_or_default(),
@@ -150,14 +162,17 @@ impl Parser<'_> {
     fn many<T>(
         &mut self,
         key: &str,
-        parse: impl FnOnce(&[String]) -> Result<T, String>,
+        parse: impl FnOnce(&[String]) -> Result<T, Vec<String>>,
     ) -> Option<T> {
         let raw: &Raw = self.merged.values.get(key)?;
         match parse(&raw.texts) {
             Ok(value) => Some(value),
-            Err(message) => {
-                self.problems
-                    .push(Problem::new(place(key, &raw.origin), message));
+            Err(messages) => {
+                let place = place(key, &raw.origin);
+                let problems = messages
+                    .into_iter()
+                    .map(|message| Problem::new(&place, message));
+                self.problems.extend(problems);
                 None
             }
         }
@@ -165,8 +180,8 @@ impl Parser<'_> {
 
     fn one<T>(&mut self, key: &str, parse: impl FnOnce(&str) -> Result<T, String>) -> Option<T> {
         self.many(key, |texts| match texts {
-            [text] => parse(text),
-            _ => Err("one value is wanted".to_owned()),
+            [text] => parse(text).map_err(|message| vec![message]),
+            _ => Err(vec!["one value is wanted".to_owned()]),
         })
     }
 
@@ -322,29 +337,54 @@ fn log_filter(text: &str) -> Result<String, String> {
     }
 }
 
-fn node_ports(texts: &[String]) -> Result<BTreeMap<i32, u16>, String> {
-    let mut ports = BTreeMap::new();
+/// Each by itself once they are refused together, so that all of the mistakes are told.
+fn topics(texts: &[String]) -> Result<TopicSelection, Vec<String>> {
+    TopicSelection::parse(texts).map_err(|err| {
+        let alone = |text| TopicSelection::parse(std::slice::from_ref(text)).err();
+        let each: Vec<String> = texts
+            .iter()
+            .filter_map(alone)
+            .map(|err| err.to_string())
+            .collect();
+        if each.is_empty() {
+            vec![err.to_string()]
+        } else {
+            each
+        }
+    })
+}
+
+fn node_ports(texts: &[String]) -> Result<BTreeMap<i32, u16>, Vec<String>> {
+    let (mut ports, mut problems) = (BTreeMap::new(), Vec::new());
     for pair in texts
         .iter()
         .flat_map(|text| text.split(','))
         .map(str::trim)
         .filter(|pair| !pair.is_empty())
     {
-        let wrong = || format!("{pair:?} is not ID=PORT");
-        let (id, port) = pair.split_once('=').ok_or_else(wrong)?;
-        let id: i32 = id.trim().parse().map_err(|_| wrong())?;
-        let port: u16 = port.trim().parse().map_err(|_| wrong())?;
-        if id < 0 || port == 0 {
-            return Err(wrong());
+        let Some((id, port)) = node_port(pair) else {
+            problems.push(format!("{pair:?} is not ID=PORT"));
+            continue;
+        };
+        if ports.values().any(|other| *other == port) {
+            problems.push(format!("port {port} is given to two nodes"));
         }
         if ports.insert(id, port).is_some() {
-            return Err(format!("node {id} has two ports"));
-        }
-        if ports.values().filter(|other| **other == port).count() > 1 {
-            return Err(format!("port {port} is given to two nodes"));
+            problems.push(format!("node {id} has two ports"));
         }
     }
-    Ok(ports)
+    if problems.is_empty() {
+        Ok(ports)
+    } else {
+        Err(problems)
+    }
+}
+
+fn node_port(pair: &str) -> Option<(i32, u16)> {
+    let (id, port) = pair.split_once('=')?;
+    let id: i32 = id.trim().parse().ok()?;
+    let port: u16 = port.trim().parse().ok()?;
+    (id >= 0 && port > 0).then_some((id, port))
 }
 
 #[cfg(test)]
@@ -419,9 +459,18 @@ mod tests {
             node_ports(&texts("1=9001, 2=9002")),
             Ok(BTreeMap::from([(1, 9001), (2, 9002)]))
         );
-        refused(node_ports(&texts("1:9001")), "ID=PORT");
-        refused(node_ports(&texts("-1=9001")), "ID=PORT");
-        refused(node_ports(&texts("1=9001,1=9002")), "two ports");
-        refused(node_ports(&texts("1=9001,2=9001")), "two nodes");
+        let told = |text| node_ports(&texts(text)).map_err(|told| told.join("; "));
+        refused(told("1:9001"), "ID=PORT");
+        refused(told("-1=9001"), "ID=PORT");
+        refused(told("1=9001,1=9002"), "two ports");
+        refused(told("1=9001,2=9001"), "two nodes");
+    }
+
+    #[test]
+    fn every_mistake_of_a_list_is_told() {
+        let texts: Vec<String> = ["orders", "pay(", "", "x["].map(str::to_owned).into();
+        assert_eq!(topics(&texts).err().map(|told| told.len()), Some(3));
+        let pairs = ["1:9".to_owned(), "2=9,3=9,x".to_owned()];
+        assert_eq!(node_ports(&pairs).map_err(|told| told.len()), Err(3));
     }
 }

@@ -17,6 +17,15 @@ impl Figures {
         self.values.entry(name.to_owned()).or_default().push(value);
     }
 
+    /// The medians of all figures whose names begin like this.
+    pub(super) fn medians_of(&self, beginning: &str) -> Vec<f64> {
+        let alike = self.values.iter();
+        alike
+            .filter(|(name, _)| name.starts_with(beginning))
+            .map(|(_, values)| median(values))
+            .collect()
+    }
+
     /// A table, or one object of medians.
     pub(super) fn print(&self, json: bool) -> Result<()> {
         let mut out = std::io::stdout().lock();
@@ -42,14 +51,14 @@ impl Figures {
         }
         writeln!(
             out,
-            "{:<36} {:>10} {:>10} {:>10}",
+            "{:<44} {:>10} {:>10} {:>10}",
             "figure", "min", "median", "max"
         )?;
         for (name, values) in &self.values {
             let smallest = values.iter().copied().fold(f64::INFINITY, f64::min);
             writeln!(
                 out,
-                "{name:<36} {smallest:>10.3} {:>10.3} {:>10.3}",
+                "{name:<44} {smallest:>10.3} {:>10.3} {:>10.3}",
                 median(values),
                 largest(values)
             )?;

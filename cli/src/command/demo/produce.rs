@@ -174,6 +174,10 @@ pub(crate) fn produce(
 
     while shared.replayed_total() < shared.sent.delivered_total() {
         shared.check()?;
+        #[expect(
+            clippy::disallowed_methods,
+            reason = "the producer has a thread of its own"
+        )]
         std::thread::sleep(Duration::from_millis(20));
     }
     for index in 0..tail_records {

@@ -1,13 +1,14 @@
 //! The demo's reader: an ordinary consumer group behind the proxy, which compares each record with what was sent.
 
 use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail};
 use rdkafka::ClientConfig;
 use rdkafka::consumer::{BaseConsumer, Consumer};
 use rdkafka::message::{BorrowedMessage, Headers, Message};
 use rdkafka::{Timestamp, error::KafkaError};
+use tokio::time::Instant;
 
 use super::orders::{Order, order};
 use super::{PARTITIONS, Shared, TOPIC};

@@ -154,15 +154,23 @@ impl Report {
             grouped(self.read.holes),
             grouped(self.replaced),
         );
+        let counted = |count: usize, one: &str, many: &str| match count {
+            1 => format!("1 {one}"),
+            count => format!("{count} {many}"),
+        };
         let damages = self.damage_count();
         let unchecked = self.findings.len() - damages;
+        let found_damages = counted(damages, "damage found", "damages found");
+        let not_made = counted(
+            unchecked,
+            "check could not be made",
+            "checks could not be made",
+        );
         let mut found = match (damages, unchecked) {
             (0, 0) => "everything is as the commits say".to_owned(),
-            (0, unchecked) => format!("{unchecked} checks could not be made"),
-            (damages, 0) => format!("{damages} damages found"),
-            (damages, unchecked) => {
-                format!("{damages} damages found, {unchecked} checks could not be made")
-            }
+            (0, _) => not_made,
+            (_, 0) => found_damages,
+            (_, _) => format!("{found_damages}, {not_made}"),
         };
         if self.gave_up {
             found.push_str("; the store stayed away, so the rest was not looked at");

@@ -7,6 +7,7 @@ use bytes::Bytes;
 use everlog_format::{
     ClusterId, Day, Incarnation, Offset, OffsetRange, Partition, PartitionKey, RecordRef, Salt,
     SegmentIdentity, SegmentOptions, SegmentWriter, TimestampType, TopicId, TopicName,
+    TopicSelection,
 };
 use everlog_index::{
     Appended, Archive, ArchiveOptions, DataEntry, Entry, EntryKind, EpochStart, HoleReason,
@@ -143,6 +144,13 @@ async fn append(writer: &mut Writer, entry: Entry) {
 }
 
 async fn check(store: Arc<dyn Store>) -> (Report, Vec<String>) {
+    check_topics(store, None).await
+}
+
+async fn check_topics(
+    store: Arc<dyn Store>,
+    topics: Option<&TopicSelection>,
+) -> (Report, Vec<String>) {
     let archive = Archive::open(store, ArchiveOptions::default())
         .await
         .expect("an archive");
@@ -151,7 +159,7 @@ async fn check(store: Arc<dyn Store>) -> (Report, Vec<String>) {
     let mut report = Report::new(move |finding| {
         told.lock().expect("no panic").push(finding.to_string());
     });
-    walk::check(&archive, None, &ProgressBar::hidden(), &mut report).await;
+    walk::check(&archive, topics, &ProgressBar::hidden(), &mut report).await;
     let lines = lines.lock().expect("no panic").clone();
     (report, lines)
 }
@@ -194,6 +202,22 @@ fn cut_a_byte(path: &Path) {
     bytes.pop();
     std::fs::remove_file(path).expect("removed");
     std::fs::write(path, bytes).expect("written");
+}
+
+/// It used to read nothing and to say that everything is as the commits say.
+#[tokio::test]
+async fn topics_that_the_archive_does_not_have_are_not_sound() {
+    let dir = tempfile::tempdir().expect("a directory");
+    make(dir.path()).await;
+    let of = |name: &str| TopicSelection::parse(&[name]).expect("a name");
+    let (report, lines) = check_topics(store(dir.path()).await, Some(&of("oders"))).await;
+    assert_eq!(report.verdict(), Verdict::Unknown);
+    assert_eq!(
+        lines,
+        ["not checked: topics oders: the archive has none that matches"]
+    );
+    let (report, _) = check_topics(store(dir.path()).await, Some(&of("orders"))).await;
+    assert_eq!(report.verdict(), Verdict::Sound);
 }
 
 #[tokio::test]

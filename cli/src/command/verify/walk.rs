@@ -61,7 +61,7 @@ async fn targets(
     topics: Option<&TopicSelection>,
     report: &mut Report,
 ) -> Vec<Target> {
-    let mut targets = Vec::new();
+    let (mut targets, mut is_matched) = (Vec::new(), false);
     let incarnations = match archive.incarnations().await {
         Ok(incarnations) => incarnations,
         Err(err) => {
@@ -89,6 +89,7 @@ async fn targets(
         if topics.is_some_and(|topics| !topics.matches(topic.name.as_str(), false)) {
             continue;
         }
+        is_matched = true;
         match archive.partitions(&incarnation).await {
             Ok(partitions) => {
                 for partition in partitions {
@@ -105,6 +106,13 @@ async fn targets(
                 &err,
             )),
         }
+    }
+    if let (Some(topics), false) = (topics, is_matched) {
+        // With a slip in a name nothing would be looked at, and all would seem well for ever.
+        report.add(Finding::Unchecked {
+            what: format!("topics {topics}"),
+            why: "the archive has none that matches".to_owned(),
+        });
     }
     targets
 }
