@@ -1,5 +1,7 @@
 //! The command line. What a flag of a setting means is `config`'s; here are the subcommands and what is theirs alone.
 
+pub(crate) mod wal;
+
 use std::path::PathBuf;
 
 use clap::error::{ContextKind, ContextValue, ErrorKind};
@@ -41,6 +43,8 @@ pub(crate) enum Command {
     Verify(VerifyArgs),
     /// Print the configuration in force, and where each value came from
     Config(ConfigArgs),
+    /// Make, look at, check and rescue the log on a device
+    Wal(wal::WalArgs),
 }
 
 #[derive(Debug, clap::Args)]
@@ -73,7 +77,7 @@ pub(crate) struct ConfigArgs {
     #[command(flatten)]
     pub(crate) flags: SettingFlags<flags::Config>,
     /// Print a commented everlog.toml instead
-    #[arg(long)]
+    #[arg(long, exclusive = true)]
     pub(crate) example: bool,
 }
 

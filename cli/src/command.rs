@@ -5,3 +5,4 @@ pub(crate) mod demo;
 pub(crate) mod inspect;
 pub(crate) mod serve;
 pub(crate) mod verify;
+pub(crate) mod wal;

@@ -16,7 +16,7 @@ mod problem;
 mod secret;
 pub(crate) mod service;
 pub(crate) mod setting;
-mod size;
+pub(crate) mod size;
 mod values;
 
 pub(crate) use example::example_file;

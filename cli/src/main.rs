@@ -23,7 +23,8 @@ use std::process::ExitCode;
 use anyhow::Context as _;
 use args::Command;
 use command::verify::Verdict;
-use config::{FlagLayer, Layers, LogConfig, LogFormat, Problems, Roles, ServiceConfig, ToolConfig};
+use command::wal::Outcome;
+use config::{FlagLayer, Layers, LogConfig, Problems, Roles, ServiceConfig, ToolConfig};
 use terminal::print_error;
 
 /// Bad usage, a bad configuration, or a check that could not be made.
@@ -36,6 +37,7 @@ const SERVICE_LOG: &str = "info";
 const TOOL_LOG: &str = "warn";
 
 fn main() -> ExitCode {
+    limits::bound_allocator();
     let args = match args::parse(std::env::args_os()) {
         Ok(args) => args,
         Err(err) => {
@@ -48,13 +50,13 @@ fn main() -> ExitCode {
             };
         }
     };
-    let is_verify = matches!(args.command, Command::Verify(_));
+    let is_check = matches!(args.command, Command::Verify(_) | Command::Wal(_));
     match run(args.command) {
         Ok(status) => status,
         Err(err) => {
             print_error(&format!("{err:#}"));
-            // For `verify` 1 means damage, and an error on the way to it is no damage.
-            let not_done = is_verify || err.downcast_ref::<Problems>().is_some();
+            // For these 1 means damage, and an error on the way to it is no damage.
+            let not_done = is_check || err.downcast_ref::<Problems>().is_some();
             ExitCode::from(if not_done { EXIT_NOT_DONE } else { 1 })
         }
     }
@@ -80,14 +82,15 @@ fn run(command: Command) -> anyhow::Result<ExitCode> {
         }
         Command::Config(args) if args.example => command::config::example().map(done),
         Command::Config(args) => command::config::show(&args.flags.given).map(done),
+        Command::Wal(args) => {
+            logging::start(&LogConfig::of_the_demo()?, TOOL_LOG);
+            command::wal::run(&args.command).map(|outcome| match outcome {
+                Outcome::Sound => ExitCode::SUCCESS,
+                Outcome::Damaged => ExitCode::from(1),
+            })
+        }
         Command::Demo(args) => {
-            logging::start(
-                &LogConfig {
-                    filter: std::env::var("EVERLOG_LOG").ok(),
-                    format: LogFormat::Auto,
-                },
-                TOOL_LOG,
-            );
+            logging::start(&LogConfig::of_the_demo()?, TOOL_LOG);
             block_on(command::demo::demo(args))
         }
     }

@@ -1,8 +1,11 @@
-//! The benchmark: archiving against a bare consumer, replay against the broker, sizes, a cold seek.
+//! The benchmark: archiving against a bare consumer, replay against the broker, sizes, a cold seek; the log on a device
+//! against fio and dd.
 //!
 //! Rounds are interleaved, so that whatever else the machine does hits all sides. Rates count the bytes of keys and values.
 
+mod archiving;
 mod figures;
+mod wal;
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -18,6 +21,7 @@ use crate::{
     Archive, Cache, Case, Everlog, EverlogOptions, Kafka, KafkaOptions, Process, ProcessUsage, S3,
     produce_orders, wait_until,
 };
+use archiving::Archiving;
 use figures::Figures;
 
 const PARTITIONS: i32 = 4;
@@ -30,12 +34,16 @@ const LOGS: [(&str, &str); 2] = [("none", ""), ("zstd", "_zstd")];
 /// What to measure.
 #[derive(Clone, Debug)]
 pub struct Options {
-    /// Of `archive`, `replay`; empty: all.
+    /// Of `archive`, `replay`, `wal`; empty: all.
     pub groups: Vec<String>,
     /// MiB of values in each log (`EVERLOG_BENCH_MIB`, default 2048).
     pub mebibytes: u64,
     /// Rounds (`EVERLOG_BENCH_ROUNDS`, default 3).
     pub rounds: u32,
+    /// Seconds of each run of the log (`EVERLOG_BENCH_WAL_SECONDS`, default 3).
+    pub wal_seconds: u64,
+    /// The log that is recovered, in GiB (`EVERLOG_BENCH_WAL_GIB`, default 10; 0: none).
+    pub wal_gibibytes: u64,
     /// One JSON object of medians instead of a table.
     pub json: bool,
 }
@@ -50,8 +58,8 @@ impl Options {
         };
         for group in &groups {
             ensure!(
-                group == "archive" || group == "replay",
-                "no group {group}: there are archive and replay"
+                ["archive", "replay", "wal"].contains(&group.as_str()),
+                "no group {group}: there are archive, replay and wal"
             );
         }
         let rounds = u32::try_from(number("EVERLOG_BENCH_ROUNDS", 3)?)?;
@@ -59,6 +67,8 @@ impl Options {
             groups,
             mebibytes: number("EVERLOG_BENCH_MIB", 2048)?,
             rounds,
+            wal_seconds: number("EVERLOG_BENCH_WAL_SECONDS", 3)?,
+            wal_gibibytes: number("EVERLOG_BENCH_WAL_GIB", 10)?,
             json,
         })
     }
@@ -164,32 +174,49 @@ fn bytes_below(folder: &Path, part: &str, ending: &str) -> Result<u64> {
 pub fn run(options: &Options) -> Result<()> {
     let mut outcome = Ok(());
     Case::run("bench", |case| {
-        let heap = KafkaOptions {
-            heap: "-Xmx1g",
-            ..KafkaOptions::default()
-        };
-        let kafka = Kafka::start_with(case, heap)?;
-        let s3 = S3::start(case)?;
-        let mut bench = Bench {
-            case,
-            options: options.clone(),
-            kafka,
-            s3,
-            records: 0,
-            figures: Figures::default(),
-            count: 0,
-        };
-        bench.produce()?;
-        for round in 1..=bench.options.rounds {
-            for (log, suffix) in LOGS {
-                case.note(&format!("round {round}, {log}"));
-                bench.round(round, log, suffix)?;
-            }
+        let mut figures = Figures::default();
+        if options.wants("wal") {
+            let of_log = wal::WalOptions {
+                rounds: options.rounds,
+                seconds: options.wal_seconds,
+                gibibytes: options.wal_gibibytes,
+            };
+            wal::run(case, of_log, &mut figures)?;
         }
-        outcome = bench.figures.print(options.json);
+        if options.wants("archive") || options.wants("replay") {
+            figures = with_kafka(case, options, figures)?;
+        }
+        outcome = figures.print(options.json);
         Ok(())
     });
     outcome
+}
+
+/// The groups that need a broker and a store.
+fn with_kafka(case: &Case, options: &Options, figures: Figures) -> Result<Figures> {
+    let heap = KafkaOptions {
+        heap: "-Xmx1g",
+        ..KafkaOptions::default()
+    };
+    let kafka = Kafka::start_with(case, heap)?;
+    let s3 = S3::start(case)?;
+    let mut bench = Bench {
+        case,
+        options: options.clone(),
+        kafka,
+        s3,
+        records: 0,
+        figures,
+        count: 0,
+    };
+    bench.produce()?;
+    for round in 1..=bench.options.rounds {
+        for (log, suffix) in LOGS {
+            case.note(&format!("round {round}, {log}"));
+            bench.round(round, log, suffix)?;
+        }
+    }
+    Ok(bench.figures)
 }
 
 impl Bench<'_> {
@@ -300,15 +327,18 @@ impl Bench<'_> {
         self.client("java", &command)
     }
 
-    /// Archives a whole log with a fresh archiver; gives its rate in MiB/s, start to last commit.
+    /// Archives a whole log with a fresh archiver; gives its rate in MiB/s, from the first assignment to the last commit.
+    ///
+    /// Once everything is fetched it is asked to end, and commits what is open: segments wait for no age limit, neither
+    /// here nor in the rate.
     fn archive(&mut self, archive: &Archive, log: &str, suffix: &str) -> Result<f64> {
         self.count += 1;
         let options = EverlogOptions {
             command: "archive",
             topics: vec![log.to_owned()],
-            // What is left at the end is not to wait for long; that wait is part of the figure.
+            // Small enough for several segments of each partition, so that uploads and fetches overlap.
             segment_max_bytes: "32MiB".to_owned(),
-            segment_max_age: "2s".to_owned(),
+            segment_max_age: "10m".to_owned(),
             environment: vec![(
                 "EVERLOG_GROUP_ID".to_owned(),
                 format!("bench-{}", self.count),
@@ -318,22 +348,38 @@ impl Bench<'_> {
         let start = Instant::now();
         let mut everlog = Everlog::launch(self.case, &self.kafka.bootstrap(), archive, &options)?;
         let wanted = as_f64(self.records);
-        wait_until("all records to be archived", STEP_MAX, || {
+        wait_until("all records to be fetched", STEP_MAX, || {
             everlog.process.check_alive()?;
             Ok(everlog
-                .metric("everlog_archiver_records_total")
+                .metric("everlog_archiver_fetched_records_total")
                 .is_ok_and(|records| records >= wanted))
         })?;
-        let seconds = start.elapsed().as_secs_f64();
-        let usage = everlog.process.usage()?;
-        let bytes = everlog.metric("everlog_archiver_bytes_total")?;
-        everlog.stop()?;
-        let rate = bytes / MIB / seconds;
+        everlog.process.signal("TERM")?;
+        let usage = everlog.process.wait_measured(STEP_MAX)?;
+        let elapsed = start.elapsed();
+        let archiving = Archiving::of(&everlog.process.log_text())?;
+        let held = archive.held_of(log)?;
+        let records: u64 = held.values().map(|held| held.records).sum();
+        ensure!(
+            records == self.records,
+            "{records} of {} records are archived",
+            self.records
+        );
+        let bytes = as_f64(held.values().map(|held| held.raw_bytes).sum());
+        let rate = bytes / MIB / archiving.work.as_secs_f64();
         if self.options.wants("archive") {
             self.figures.add(&format!("archive_mib_s{suffix}"), rate);
             self.figures.add(
+                &format!("archive_start_ms{suffix}"),
+                elapsed.saturating_sub(archiving.to_end).as_secs_f64() * 1000.0,
+            );
+            self.figures.add(
                 &format!("archive_cpu_s_per_gib{suffix}"),
                 usage.cpu_seconds / (bytes / GIB),
+            );
+            self.figures.add(
+                &format!("archive_rss_mib{suffix}"),
+                as_f64(usage.peak_rss_bytes) / MIB,
             );
             self.figures
                 .add("peak_rss_mib", as_f64(usage.peak_rss_bytes) / MIB);

@@ -1,0 +1,187 @@
+//! The handle with its thread, on a device in memory.
+
+use super::*;
+use crate::{
+    device::ram::{RamDevice, RamFault},
+    error::ReadError,
+    format::{FormatOptions, format},
+};
+
+const UNIT: usize = 4096;
+
+fn options() -> OpenOptions {
+    OpenOptions::new(|| 0)
+}
+
+fn device(units: usize) -> RamDevice {
+    let device = RamDevice::new((units + 2) * UNIT);
+    let options = FormatOptions {
+        id: LogId::new([3; 16]),
+        record_bytes_max: None,
+        wall_ms: 0,
+    };
+    format(&device, &options).expect("formats");
+    device
+}
+
+async fn open(device: &RamDevice) -> Wal {
+    let device: Arc<dyn Device> = Arc::new(device.clone());
+    Wal::open(device, options()).await.expect("opens").0
+}
+
+fn stream(number: u8) -> StreamId {
+    StreamId::new([number; 32])
+}
+
+#[tokio::test]
+async fn records_from_many_tasks_are_durable_dense_and_read_in_order() {
+    let device = device(4096);
+    let wal = open(&device).await;
+    let tasks: Vec<_> = (0..8u8)
+        .map(|id| {
+            let wal = wal.clone();
+            tokio::spawn(async move {
+                for number in 0..200u64 {
+                    let payload = Bytes::from(number.to_le_bytes().repeat(20));
+                    let appended = wal.append(stream(id), payload).await.expect("room");
+                    assert_eq!(appended.seq, Seq::new(number));
+                }
+            })
+        })
+        .collect();
+    for task in tasks {
+        task.await.expect("no panic");
+    }
+    wal.close().await.expect("closes");
+    let wal = open(&device).await;
+    for id in 0..8 {
+        let (mut at, mut numbers) = (Seq::ZERO, Vec::new());
+        loop {
+            let records = wal.read(stream(id), at, 1000).await.expect("sound");
+            let Some(last) = records.last() else { break };
+            at = last.seq.plus(1);
+            numbers.extend(records.iter().map(|record| {
+                let (bytes, _) = record.payload.split_first_chunk().expect("long enough");
+                u64::from_le_bytes(*bytes)
+            }));
+        }
+        assert_eq!(numbers, (0..200).collect::<Vec<_>>());
+    }
+}
+
+#[tokio::test]
+async fn a_cursor_waits_for_records_and_is_told_of_the_end() {
+    let device = device(256);
+    let wal = open(&device).await;
+    let mut cursor = wal.cursor(stream(1), Seq::ZERO);
+    let follower = tokio::spawn(async move {
+        let mut seen = Vec::new();
+        loop {
+            match cursor.next().await {
+                Ok(record) => seen.push(record.payload),
+                Err(error) => return (seen, error),
+            }
+        }
+    });
+    for text in ["one", "two", "three"] {
+        let payload = Bytes::from_static(text.as_bytes());
+        wal.append(stream(1), payload).await.expect("room");
+    }
+    while wal.usage().live_records < 3 {
+        tokio::task::yield_now().await;
+    }
+    wal.close().await.expect("closes");
+    let (seen, error) = follower.await.expect("no panic");
+    assert_eq!(seen, ["one", "two", "three"]);
+    assert!(
+        matches!(error, ReadError::Stopped(Stopped::Closed)),
+        "{error}"
+    );
+}
+
+#[tokio::test]
+async fn a_failed_write_stops_the_log_and_nobody_is_acknowledged_any_more() {
+    for fault in [
+        RamFault::Errno(libc::EIO),
+        RamFault::Short(512),
+        RamFault::Errno(libc::EBADE),
+    ] {
+        let device = device(256);
+        let wal = open(&device).await;
+        wal.append(stream(1), Bytes::from_static(b"kept"))
+            .await
+            .expect("room");
+        device.fail_from(device.writes(), fault);
+        let stopped = match fault {
+            RamFault::Errno(libc::EBADE) => Stopped::Fenced,
+            RamFault::Errno(errno) => Stopped::Poisoned { errno: Some(errno) },
+            RamFault::Short(_) => Stopped::Poisoned { errno: None },
+        };
+        let append = || wal.append(stream(1), Bytes::from_static(b"lost"));
+        assert_eq!(append().await, Err(AppendError::Stopped(stopped)));
+        assert_eq!(append().await, Err(AppendError::Stopped(stopped)));
+        assert_eq!(wal.stopped(), Some(stopped));
+        assert_eq!(wal.close().await, Err(stopped));
+        let wal = open(&device.snapshot()).await;
+        let records = wal.read(stream(1), Seq::ZERO, 1000).await.expect("sound");
+        assert_eq!(records[0].payload, "kept");
+    }
+}
+
+#[tokio::test]
+async fn a_damaged_record_is_named_and_the_next_one_is_read() {
+    let device = device(256);
+    let wal = open(&device).await;
+    let mut places = Vec::new();
+    for text in ["first", "second", "third"] {
+        let payload = Bytes::from_static(text.as_bytes());
+        places.push(wal.append(stream(1), payload).await.expect("room"));
+    }
+    wal.close().await.expect("closes");
+    let wal = open(&device).await;
+    let second = places[1].lsn.get() % (256 * UNIT as u64) + UNIT as u64;
+    device.damage(second, |bytes| bytes[192] ^= 1);
+    let records = wal
+        .read(stream(1), Seq::ZERO, 1000)
+        .await
+        .expect("the first is sound");
+    assert_eq!(records.len(), 1);
+    let error = wal
+        .read(stream(1), Seq::new(1), 1000)
+        .await
+        .expect_err("damaged");
+    assert!(
+        matches!(error, ReadError::Damaged { seq, .. } if seq == Seq::new(1)),
+        "{error}"
+    );
+    let records = wal
+        .read(stream(1), Seq::new(2), 1000)
+        .await
+        .expect("the third is sound");
+    assert_eq!(records[0].payload, "third");
+}
+
+#[tokio::test]
+async fn a_trim_lets_waiting_records_through() {
+    let device = device(128);
+    let wal = open(&device).await;
+    let payload = Bytes::from(vec![1; 3000]);
+    let mut appended = 0;
+    let refused = loop {
+        match wal.append(stream(0), payload.clone()).await {
+            Ok(_) => appended += 1,
+            Err(error) => break error,
+        }
+    };
+    assert_eq!(refused, AppendError::StreamFull);
+    assert_eq!(wal.usage().culprit, Some(stream(0)));
+    wal.sync_trim(stream(0), Seq::new(appended))
+        .await
+        .expect("has room");
+    wal.append(stream(0), payload).await.expect("room again");
+    let error = wal
+        .read(stream(0), Seq::ZERO, 1)
+        .await
+        .expect_err("trimmed");
+    assert!(matches!(error, ReadError::Trimmed(below) if below == Seq::new(appended)));
+}
