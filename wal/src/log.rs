@@ -312,6 +312,7 @@ impl Wal {
     }
 
     /// Writes what is queued and marks the log as closed. An error says that it had stopped before; then the next opening finds out what is there.
+    /// When this returns the log's thread has let go of the device; other clones of the handle still hold it.
     pub async fn close(self) -> Result<(), Stopped> {
         let shared = self.shared();
         let (answer, closed) = oneshot::channel();

@@ -19,6 +19,7 @@ use crate::{
     recovery::{Recovery, scan},
 };
 
+type CloseAnswer = oneshot::Sender<Result<(), Stopped>>;
 type OpenAnswer = oneshot::Sender<Result<(Arc<Shared>, Recovery), OpenError>>;
 
 /// Who waits for what. The place in the list is the ticket.
@@ -31,7 +32,7 @@ struct Waiters {
 enum Waiter {
     Append(AppendWaiter),
     Trim(oneshot::Sender<Result<(), TrimError>>),
-    Close(Option<oneshot::Sender<Result<(), Stopped>>>),
+    Close(Option<CloseAnswer>),
 }
 
 impl Waiters {
@@ -73,7 +74,10 @@ pub(crate) fn start(
                 );
                 let shared = Arc::clone(&writer.shared);
                 if answer.send(Ok((shared, recovery))).is_ok() {
-                    writer.run();
+                    // By now the thread holds nothing of the device: who has closed the log can open it at once.
+                    for (answer, result) in writer.run() {
+                        let _ = answer.send(result);
+                    }
                 }
             }
             Err(error) => drop(answer.send(Err(error))),
@@ -86,6 +90,7 @@ struct Writer {
     core: Core,
     queue: Box<dyn WriteQueue>,
     waiters: Waiters,
+    closed: Vec<(CloseAnswer, Result<(), Stopped>)>,
     grown: Vec<StreamId>,
     idle_mark_after: Duration,
     wall_clock: fn() -> u64,
@@ -108,6 +113,7 @@ impl Writer {
             core,
             queue,
             waiters: Waiters::default(),
+            closed: Vec::new(),
             grown: Vec::new(),
             idle_mark_after: options.idle_mark_after,
             wall_clock: options.wall_clock,
@@ -141,7 +147,8 @@ impl Writer {
         }
     }
 
-    fn run(mut self) {
+    /// Works until the log is closed or has stopped. Gives who is to be told that it is closed.
+    fn run(mut self) -> Vec<(CloseAnswer, Result<(), Stopped>)> {
         loop {
             self.take_commands();
             self.start_io();
@@ -162,6 +169,7 @@ impl Writer {
                 break;
             }
         }
+        std::mem::take(&mut self.closed)
     }
 
     fn take_commands(&mut self) {
@@ -287,7 +295,7 @@ impl Writer {
             Effect::Closed { ticket, result } => {
                 self.stop(result.err().unwrap_or(Stopped::Closed));
                 if let Some(Waiter::Close(Some(answer))) = self.waiters.take(ticket) {
-                    let _ = answer.send(result);
+                    self.closed.push((answer, result));
                 }
             }
             Effect::Stopped(stopped) => {

@@ -69,6 +69,23 @@ async fn records_from_many_tasks_are_durable_dense_and_read_in_order() {
     }
 }
 
+/// The thread used to answer while it still held the device, so that now and then the next opening found it in use.
+#[tokio::test]
+async fn who_has_closed_the_log_has_the_device_for_himself() {
+    let log = device(256);
+    for _ in 0..200 {
+        let device: Arc<dyn Device> = Arc::new(log.clone());
+        let (wal, _) = Wal::open(Arc::clone(&device), options())
+            .await
+            .expect("opens");
+        wal.append(stream(1), Bytes::from_static(b"record"))
+            .await
+            .expect("room");
+        wal.close().await.expect("closes");
+        assert_eq!(Arc::strong_count(&device), 1);
+    }
+}
+
 #[tokio::test]
 async fn a_cursor_waits_for_records_and_is_told_of_the_end() {
     let device = device(256);
