@@ -290,8 +290,11 @@ impl Consume {
                 return;
             };
             let before = reading.spillable_bytes();
-            // Less than this is not what fills the memory: bursts on their way do, and those soon go.
-            if before < context.memory.chunks.limit() / 64 {
+            // Where bursts on their way are what fills the memory, they soon go. Else even the little that each of very many
+            // partitions holds has to go, or nothing would until segments are cut by age.
+            let memory = &context.memory;
+            let bursts_fill_it = memory.chunks.used() / 2 < memory.bursts.used();
+            if before == 0 || bursts_fill_it && before < memory.chunks.limit() / 64 {
                 return;
             }
             match reading.backlog_mut().spill(&context.spool) {

@@ -124,7 +124,7 @@ impl Backlog {
 
     /// What [`Backlog::spill`] would free.
     pub(crate) fn spillable_bytes(&self) -> u64 {
-        self.closed_memory_bytes
+        self.closed_memory_bytes + self.open_share.bytes()
     }
 
     /// Takes in a record; returns the bytes it takes.
@@ -155,8 +155,15 @@ impl Backlog {
         self.closed.push(Chunk::Memory { data, share });
     }
 
-    /// Moves closed chunks to disk. On an error the chunks not yet moved stay in memory.
+    /// Moves its chunks to disk, the open one too: with hundreds of partitions these alone fill the memory. On an error the
+    /// chunks not yet moved stay in memory.
     pub(crate) fn spill(&mut self, dir: &SpoolDir) -> io::Result<()> {
+        let data = std::mem::take(&mut self.open);
+        let share = std::mem::replace(&mut self.open_share, Share::none(&self.memory.chunks));
+        if !data.is_empty() {
+            self.closed_memory_bytes += as_u64(data.capacity());
+            self.closed.push(Chunk::Memory { data, share });
+        }
         let file = match &mut self.file {
             Some(file) => file,
             none => none.insert(dir.spill_file()?),

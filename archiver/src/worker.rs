@@ -185,7 +185,7 @@ impl Worker {
         loop {
             let (live_start, high_watermark) =
                 self.context.cluster.watermarks(&topic, partition).await?;
-            // Asked after the watermarks: if it is still this incarnation, they were this incarnation's.
+            // Asked after the watermarks: if it is still the incarnation of the hand, they were this incarnation's.
             let id = self
                 .context
                 .cluster
@@ -201,6 +201,8 @@ impl Worker {
                 .is_none_or(|hand| hand.identity.incarnation != incarnation)
             {
                 *hand = Some(self.hand(incarnation).await?);
+                // These watermarks may be the old topic's: they are asked for again, between two sights of the same id.
+                continue;
             }
             let Some(hand) = hand.as_mut() else { continue };
             let next = hand.writer.next_offset();

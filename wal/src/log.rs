@@ -116,6 +116,8 @@ pub(crate) struct Shared {
     pub(crate) waker: Waker,
     /// Who waits for a stream to grow.
     pub(crate) growth: Mutex<HashMap<StreamId, Arc<Notify>>>,
+    /// Whose turn it is to queue a record, first come, first served.
+    turn: tokio::sync::Mutex<()>,
     queue: Arc<Semaphore>,
     queue_bytes_max: u32,
 }
@@ -126,8 +128,16 @@ pub struct Wal {
     handle: Arc<Handle>,
 }
 
-struct Handle {
+pub(crate) struct Handle {
     shared: Arc<Shared>,
+}
+
+impl Handle {
+    pub(crate) fn new(shared: &Arc<Shared>) -> Handle {
+        Handle {
+            shared: Arc::clone(shared),
+        }
+    }
 }
 
 impl Drop for Handle {
@@ -173,6 +183,7 @@ impl Shared {
             starved: AtomicBool::new(false),
             waker,
             growth: Mutex::new(HashMap::new()),
+            turn: tokio::sync::Mutex::new(()),
             queue: Arc::new(Semaphore::new(queue_bytes)),
             queue_bytes_max: u32::try_from(queue_bytes).unwrap_or(u32::MAX),
         }
@@ -211,8 +222,8 @@ impl Wal {
         let (answer, opened) = oneshot::channel();
         writer::start(device, options, answer).map_err(OpenError::Io)?;
         let gone = || std::io::Error::other("the log's thread has died");
-        let (shared, recovery) = opened.await.map_err(|_dropped| OpenError::Io(gone()))??;
-        let handle = Arc::new(Handle { shared });
+        let (handle, recovery) = opened.await.map_err(|_dropped| OpenError::Io(gone()))??;
+        let handle = Arc::new(handle);
         Ok((Wal { handle }, recovery))
     }
 
@@ -233,6 +244,9 @@ impl Wal {
         let permits = u32::try_from(bytes)
             .unwrap_or(u32::MAX)
             .clamp(1, shared.queue_bytes_max);
+        // Held until the record is in the inbox: a semaphore alone lets a newcomer with what is left of the permits pass one who was given his
+        // and has not run yet, and two records of one stream would change places.
+        let turn = shared.turn.lock().await;
         let permit = Arc::clone(&shared.queue)
             .acquire_many_owned(permits)
             .await
@@ -247,6 +261,7 @@ impl Wal {
             payload,
             waiter,
         });
+        drop(turn);
         appended
             .await
             .unwrap_or_else(|_dropped| Err(AppendError::Stopped(shared.gone())))

@@ -29,9 +29,9 @@
 //! | J | sound block | a record has a number its stream had before | refused: doubled |
 //! | K | can't be read (medium error) at x or in (x, limit] | as C or D | refused: the device may yet be able to read it; cut there only if told to |
 //!
-//! What C and D cut was never acknowledged, with one exception that no log on one device can close: if the very last acknowledged
-//! block is damaged before a later block or the idle mark (some milliseconds later) says that it had been acknowledged, it looks like a write
-//! that was cut off. Each cut is reported with what was found.
+//! What C and D cut was never acknowledged, with one exception that no log on one device can close: if one of the last acknowledged blocks (as many
+//! as are in flight together) is damaged before a later block or the idle mark (some milliseconds later) says that it had been acknowledged, it
+//! looks like a write that was cut off, and so do those behind it. Each cut is reported with what was found.
 
 mod evidence;
 mod headers;
@@ -48,6 +48,7 @@ use crate::{
     block::{Block, BlockHeader},
     error::{DeviceChange, OpenError},
     geometry::{Ring, Slot},
+    guard::is_fenced,
     header::{Gap, Header},
     index::{Index, TailMark},
     rules::rules,
@@ -214,7 +215,13 @@ fn scan_inner(
     visitor: Option<&mut Visitor<'_>>,
 ) -> Result<Scanned, OpenError> {
     if options.sync && rules().sync_before_read {
-        device.sync()?;
+        device.sync().map_err(|error| {
+            if is_fenced(&error) {
+                OpenError::Fenced
+            } else {
+                OpenError::Io(error)
+            }
+        })?;
     }
     let (slot, header_case, header) = read_headers(device)?.choose()?;
     let ring = header.ring().ok_or(OpenError::HeadersLost {

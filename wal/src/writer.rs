@@ -15,12 +15,12 @@ use crate::{
     core::{Core, Effect, Output},
     device::WriteQueue,
     error::{AppendError, OpenError, Stopped, TrimError},
-    log::{AppendWaiter, Appended, Command, OpenOptions, Shared, lock},
+    log::{AppendWaiter, Appended, Command, Handle, OpenOptions, Shared, lock},
     recovery::{Recovery, scan},
 };
 
 type CloseAnswer = oneshot::Sender<Result<(), Stopped>>;
-type OpenAnswer = oneshot::Sender<Result<(Arc<Shared>, Recovery), OpenError>>;
+type OpenAnswer = oneshot::Sender<Result<(Handle, Recovery), OpenError>>;
 
 /// Who waits for what. The place in the list is the ticket.
 #[derive(Default)]
@@ -32,7 +32,6 @@ struct Waiters {
 enum Waiter {
     Append(AppendWaiter),
     Trim(oneshot::Sender<Result<(), TrimError>>),
-    Close(Option<CloseAnswer>),
 }
 
 impl Waiters {
@@ -72,8 +71,9 @@ pub(crate) fn start(
                     clean = recovery.clean,
                     "log is open"
                 );
-                let shared = Arc::clone(&writer.shared);
-                if answer.send(Ok((shared, recovery))).is_ok() {
+                // A handle, so that the log closes by itself if nobody waits for it any longer.
+                let handle = Handle::new(&writer.shared);
+                if answer.send(Ok((handle, recovery))).is_ok() {
                     // By now the thread holds nothing of the device: who has closed the log can open it at once.
                     for (answer, result) in writer.run() {
                         let _ = answer.send(result);
@@ -90,7 +90,10 @@ struct Writer {
     core: Core,
     queue: Box<dyn WriteQueue>,
     waiters: Waiters,
-    closed: Vec<(CloseAnswer, Result<(), Stopped>)>,
+    /// Set with the first wish to close the log; later ones wait with it.
+    closing: bool,
+    closers: Vec<CloseAnswer>,
+    closed: Option<Result<(), Stopped>>,
     grown: Vec<StreamId>,
     idle_mark_after: Duration,
     wall_clock: fn() -> u64,
@@ -113,7 +116,9 @@ impl Writer {
             core,
             queue,
             waiters: Waiters::default(),
-            closed: Vec::new(),
+            closing: false,
+            closers: Vec::new(),
+            closed: None,
             grown: Vec::new(),
             idle_mark_after: options.idle_mark_after,
             wall_clock: options.wall_clock,
@@ -169,7 +174,10 @@ impl Writer {
                 break;
             }
         }
-        std::mem::take(&mut self.closed)
+        let (closers, closed) = (std::mem::take(&mut self.closers), self.closed);
+        closed.map_or_else(Vec::new, |result| {
+            closers.into_iter().map(|answer| (answer, result)).collect()
+        })
     }
 
     fn take_commands(&mut self) {
@@ -197,8 +205,10 @@ impl Writer {
                 }
                 Command::Trimmed => {}
                 Command::Close { answer } => {
-                    let ticket = self.waiters.add(Waiter::Close(answer));
-                    self.core.close(ticket);
+                    self.closers.extend(answer);
+                    if !std::mem::replace(&mut self.closing, true) {
+                        self.core.close(0);
+                    }
                 }
             }
         }
@@ -292,11 +302,9 @@ impl Writer {
             Effect::Damaged { lsn } => {
                 error!(%lsn, "a live record can't be read, the tail stays until it is trimmed");
             }
-            Effect::Closed { ticket, result } => {
+            Effect::Closed { result, .. } => {
                 self.stop(result.err().unwrap_or(Stopped::Closed));
-                if let Some(Waiter::Close(Some(answer))) = self.waiters.take(ticket) {
-                    self.closed.push((answer, result));
-                }
+                self.closed = Some(result);
             }
             Effect::Stopped(stopped) => {
                 warn!(reason = %stopped, "log has stopped");

@@ -86,6 +86,92 @@ async fn who_has_closed_the_log_has_the_device_for_himself() {
     }
 }
 
+/// A second close used to end the thread before the first had written what was queued.
+#[tokio::test]
+async fn closing_twice_or_giving_up_on_it_loses_nothing_that_is_queued() {
+    let log = device(1024);
+    let wal = open(&log).await;
+    let appends: Vec<_> = (0..50)
+        .map(|_| {
+            let wal = wal.clone();
+            tokio::spawn(async move { wal.append(stream(1), Bytes::from(vec![7; 9_000])).await })
+        })
+        .collect();
+    // All are queued, and none is durable before the first of them is waited for.
+    tokio::task::yield_now().await;
+    let (first, second) = tokio::join!(wal.clone().close(), wal.clone().close());
+    assert_eq!((first, second), (Ok(()), Ok(())));
+    drop(wal);
+    for append in appends {
+        append.await.expect("no panic").expect("was queued before");
+    }
+    let device: Arc<dyn Device> = Arc::new(log.clone());
+    let (wal, recovery) = Wal::open(device, options()).await.expect("opens");
+    assert!(recovery.clean);
+    let records = wal.read(stream(1), Seq::ZERO, 1 << 20).await;
+    assert_eq!(records.expect("sound").len(), 50);
+}
+
+/// Who gives up on opening used to leave a thread behind that held the device for good.
+#[tokio::test]
+async fn an_opening_that_nobody_waits_for_lets_the_device_go() {
+    let log = device(256);
+    for _ in 0..50 {
+        let device: Arc<dyn Device> = Arc::new(log.clone());
+        let opening = Wal::open(Arc::clone(&device), options());
+        let _ = tokio::time::timeout(Duration::from_micros(50), opening).await;
+        while Arc::strong_count(&device) > 1 {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+    }
+}
+
+/// A newcomer with a small record used to pass a large one that had waited for room and had not run yet.
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn records_are_numbered_in_the_order_of_their_first_poll_also_when_the_queue_is_full() {
+    let log = device(4096);
+    let device: Arc<dyn Device> = Arc::new(log);
+    let small = OpenOptions {
+        queue_bytes_max: 1 << 20,
+        ..options()
+    };
+    let (wal, _) = Wal::open(device, small).await.expect("opens");
+    for round in 0..40_u64 {
+        let mut tasks = Vec::new();
+        for number in 0..64_u64 {
+            let wal = wal.clone();
+            let bytes = if number % 2 == 0 { 200_000 } else { 8 };
+            let payload = Bytes::from(vec![0; bytes]);
+            let mut append = Box::pin(async move { wal.append(stream(1), payload).await });
+            // Polled once here, so that the order is certain, and then left to the runtime.
+            let first = poll_once(&mut append).await;
+            tasks.push(tokio::spawn(async move {
+                match first {
+                    Some(done) => done,
+                    None => append.await,
+                }
+            }));
+        }
+        for (task, number) in tasks.into_iter().zip(0..) {
+            let appended = task.await.expect("no panic").expect("room");
+            assert_eq!(appended.seq, Seq::new(round * 64 + number));
+        }
+        wal.trim(stream(1), Seq::new((round + 1) * 64))
+            .expect("known");
+    }
+}
+
+/// Polls once.
+async fn poll_once<F: Future + Unpin>(future: &mut F) -> Option<F::Output> {
+    std::future::poll_fn(|context| {
+        std::task::Poll::Ready(match std::pin::Pin::new(&mut *future).poll(context) {
+            std::task::Poll::Ready(done) => Some(done),
+            std::task::Poll::Pending => None,
+        })
+    })
+    .await
+}
+
 #[tokio::test]
 async fn a_cursor_waits_for_records_and_is_told_of_the_end() {
     let device = device(256);
