@@ -1,0 +1,14 @@
+//! Commits and nodes. What decodes, encodes to what means the same.
+#![no_main]
+
+use everlog_fuzz as _;
+use libfuzzer_sys::fuzz_target;
+
+fuzz_target!(|data: &[u8]| {
+    if let Some((shape, data)) = data.split_first() {
+        match shape & 1 {
+            0 => everlog_index::fuzzing::commit(u64::from(shape >> 1), data),
+            _ => everlog_index::fuzzing::node(data),
+        }
+    }
+});

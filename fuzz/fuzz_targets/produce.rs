@@ -1,0 +1,11 @@
+//! What is read of a Produce request before it passes, however the bytes arrive.
+#![no_main]
+
+use everlog_fuzz as _;
+use libfuzzer_sys::fuzz_target;
+
+fuzz_target!(|data: &[u8]| {
+    if let [version, frame @ ..] = data {
+        everlog_proxy::fuzzing::produce(i16::from(version % 14), frame);
+    }
+});
