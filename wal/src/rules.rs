@@ -1,7 +1,7 @@
 //! The rules of the failure checklist, each with a switch, so that a test can show that it is missed when it is off.
 //!
 //! In a normal build all rules hold and the compiler sees a constant. Under `cfg(test)` or the feature `mutations` a thread may run
-//! with other ones ([`with`]).
+//! with other ones (`with`).
 
 /// Which rules hold. `docs/wal.md` has the table from rule to test.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
