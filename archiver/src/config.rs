@@ -8,8 +8,8 @@ use everlog_format::TopicSelection;
 
 use crate::ArchiverError;
 
-/// librdkafka's own queue of fetched messages, in KiB: 32 MiB.
-pub(crate) const QUEUE_KIB: u64 = 32 * 1024;
+/// librdkafka's own queue of fetched and not yet delivered messages, in bytes. Part of `memory_bytes`.
+pub const QUEUE_BYTES: u64 = 32 << 20;
 
 /// The least `memory_bytes`: librdkafka's queue, two encoders, and some room for chunks.
 pub const MEMORY_BYTES_MIN: u64 = 96 << 20;
@@ -179,7 +179,7 @@ impl ArchiverConfig {
         // would let them run dry each time.
         all.push(("fetch.queue.backoff.ms".to_owned(), "10".to_owned()));
         all.extend(self.client_properties());
-        let queue_kib = QUEUE_KIB.to_string();
+        let queue_kib = (QUEUE_BYTES >> 10).to_string();
         let fixed: [(&str, &str); 11] = [
             ("group.id", self.group_id.as_str()),
             ("group.instance.id", self.instance_id.as_str()),
@@ -219,7 +219,7 @@ pub(crate) struct MemoryPlan {
 impl MemoryPlan {
     pub(crate) fn of(memory_bytes: u64) -> MemoryPlan {
         // Beside librdkafka's queue: the message batch in hand and one chunk of arrays for each encoder.
-        let fixed = (QUEUE_KIB << 10) + (32 << 20);
+        let fixed = QUEUE_BYTES + (32 << 20);
         let rest = memory_bytes.saturating_sub(fixed).max(16 << 20);
         let spare_bytes = (rest / 8).min(16 << 20);
         let chunks_bytes = (rest - spare_bytes) / 2;

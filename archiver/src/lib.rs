@@ -52,6 +52,6 @@ mod watch;
 mod worker;
 
 pub use cluster::{Cluster, ClusterError};
-pub use config::{ArchiverConfig, MEMORY_BYTES_MIN, REFUSED_PROPERTIES};
+pub use config::{ArchiverConfig, MEMORY_BYTES_MIN, QUEUE_BYTES, REFUSED_PROPERTIES};
 pub use error::ArchiverError;
 pub use service::Archiver;

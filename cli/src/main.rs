@@ -83,14 +83,14 @@ fn run(command: Command) -> anyhow::Result<ExitCode> {
         Command::Config(args) if args.example => command::config::example().map(done),
         Command::Config(args) => command::config::show(&args.flags.given).map(done),
         Command::Wal(args) => {
-            logging::start(&LogConfig::of_the_demo()?, TOOL_LOG);
+            logging::start(&LogConfig::of_the_environment()?, TOOL_LOG);
             command::wal::run(&args.command).map(|outcome| match outcome {
                 Outcome::Sound => ExitCode::SUCCESS,
                 Outcome::Damaged => ExitCode::from(1),
             })
         }
         Command::Demo(args) => {
-            logging::start(&LogConfig::of_the_demo()?, TOOL_LOG);
+            logging::start(&LogConfig::of_the_environment()?, TOOL_LOG);
             block_on(command::demo::demo(args))
         }
     }

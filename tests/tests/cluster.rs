@@ -20,20 +20,22 @@ fn three_nodes() -> KafkaOptions {
     }
 }
 
+/// Three nodes with the topic `orders`, an S3 server, and everlog between them.
+fn start(case: &Case, archive: &str) -> anyhow::Result<(Kafka, S3, Archive, Everlog)> {
+    let kafka = Kafka::start_with(case, three_nodes())?;
+    let s3 = S3::start(case)?;
+    let archive = Archive::on(&s3, archive);
+    kafka.admin()?.create_topic("orders", PARTITIONS, &[])?;
+    let options = EverlogOptions::default();
+    let everlog = Everlog::start(case, &kafka.bootstrap(), &archive, &options)?;
+    Ok((kafka, s3, archive, everlog))
+}
+
 #[test]
 fn a_dead_node_changes_nothing_for_readers_of_history() {
     Case::run("cluster", |case| {
-        let mut kafka = Kafka::start_with(case, three_nodes())?;
-        let s3 = S3::start(case)?;
-        let archive = Archive::on(&s3, "cluster");
+        let (mut kafka, _s3, archive, everlog) = start(case, "cluster")?;
         let admin = kafka.admin()?;
-        admin.create_topic("orders", PARTITIONS, &[])?;
-        let everlog = Everlog::start(
-            case,
-            &kafka.bootstrap(),
-            &archive,
-            &EverlogOptions::default(),
-        )?;
         produce_orders(&kafka.bootstrap(), "orders", PARTITIONS, 0..6000, "zstd")?;
         kafka.kill(2)?;
         case.note("node 2 is dead");
@@ -106,17 +108,8 @@ fn has_begun(folder: &Path) -> bool {
 fn slow_readers_in_the_archive_outlive_their_nodes() {
     const RECORDS: u64 = 120_000;
     Case::run("slow-readers", |case| {
-        let mut kafka = Kafka::start_with(case, three_nodes())?;
-        let s3 = S3::start(case)?;
-        let archive = Archive::on(&s3, "slow-readers");
+        let (mut kafka, _s3, archive, everlog) = start(case, "slow-readers")?;
         let admin = kafka.admin()?;
-        admin.create_topic("orders", PARTITIONS, &[])?;
-        let everlog = Everlog::start(
-            case,
-            &kafka.bootstrap(),
-            &archive,
-            &EverlogOptions::default(),
-        )?;
         produce_orders(&kafka.bootstrap(), "orders", PARTITIONS, 0..RECORDS, "zstd")?;
         let before = case.path("before");
         read(Client::Rdkafka, &kafka.bootstrap(), "orders", &before)?;

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use anyhow::{Context as _, Result};
 use everlog_format::{Partition, PartitionKey, TopicSelection};
-use everlog_index::{Archive, EntryKind, Freshness, Snapshot, TopicInfo};
+use everlog_index::{Archive, Freshness, Snapshot, TopicInfo};
 use futures::{StreamExt, TryStreamExt};
 use serde::Serialize;
 
@@ -21,8 +21,8 @@ const PARALLEL: usize = 16;
 /// More than any topic has. A damaged `topic.json` can claim any number, and each is a row.
 const PARTITION_COUNT_MAX: u32 = 100_000;
 
-/// Entries read at a time while holes are looked for.
-const ENTRIES_AT_A_TIME: usize = 1_000;
+/// Holes read at a time.
+const HOLES_AT_A_TIME: usize = 1_000;
 
 /// One partition. The names are part of everlog's interface.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
@@ -155,12 +155,13 @@ async fn hole_ranges(snapshot: &Snapshot) -> Result<Vec<[i64; 2]>> {
     let mut ranges = Vec::new();
     let mut from = snapshot.covered().map(|range| range.start());
     while let Some(start) = from {
-        let entries = snapshot.entries(start, ENTRIES_AT_A_TIME).await?;
-        let holes = entries
-            .iter()
-            .filter(|entry| matches!(entry.kind, EntryKind::Hole(_)));
-        ranges.extend(holes.map(|entry| [entry.range.start().get(), entry.range.end().get()]));
-        from = entries.last().map(|entry| entry.range.end());
+        let holes = snapshot.holes(start, HOLES_AT_A_TIME).await?;
+        ranges.extend(
+            holes
+                .iter()
+                .map(|hole| [hole.range.start().get(), hole.range.end().get()]),
+        );
+        from = holes.last().map(|hole| hole.range.end());
     }
     Ok(ranges)
 }

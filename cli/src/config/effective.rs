@@ -2,8 +2,10 @@
 
 use std::fmt::Write as _;
 
+use everlog_archiver::QUEUE_BYTES;
+
 use super::layers::Raw;
-use super::memory::{self, LIBRDKAFKA_QUEUE_BYTES};
+use super::memory;
 use super::secret::{MASK, is_secret_key};
 use super::setting::{SETTINGS, Shape};
 use super::size::display_size;
@@ -102,7 +104,7 @@ fn memory_split(memory_bytes: u64) -> String {
                 if roles.archiver {
                     let (all, queue) = (
                         display_size(split.archiver_bytes),
-                        display_size(LIBRDKAFKA_QUEUE_BYTES),
+                        display_size(QUEUE_BYTES),
                     );
                     parts.push(format!(
                         "archiver {all} (librdkafka's queue of {queue} included)"

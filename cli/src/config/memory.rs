@@ -1,17 +1,13 @@
 //! How `memory` is split between the services of one process.
 
+use everlog_archiver::MEMORY_BYTES_MIN as ARCHIVER_MIN_BYTES;
+
 use super::Roles;
 
 const MIB: u64 = 1 << 20;
 
-/// What librdkafka may hold fetched and not yet delivered. Part of the archiver's share.
-pub(crate) const LIBRDKAFKA_QUEUE_BYTES: u64 = 32 * MIB;
-
 /// What is not handed out: the program, its runtime and connections, the store's clients.
 const BASE_BYTES: u64 = 96 * MIB;
-
-/// Encoding one row group, a spool buffer, librdkafka's queue: less than this cannot archive.
-const ARCHIVER_MIN_BYTES: u64 = 96 * MIB;
 
 /// One row group as it was fetched, and its decoded slices, for two readers.
 const PROXY_MIN_BYTES: u64 = 64 * MIB;

@@ -33,8 +33,8 @@ pub(crate) struct LogConfig {
 }
 
 impl LogConfig {
-    /// The demo has no configuration but this one variable.
-    pub(crate) fn of_the_demo() -> Result<LogConfig, Problems> {
+    /// The demo and `wal` have no configuration but this one variable.
+    pub(crate) fn of_the_environment() -> Result<LogConfig, Problems> {
         const VARIABLE: &str = "EVERLOG_LOG";
         let filter = std::env::var(VARIABLE).ok();
         let filter = filter.map(|text| log_filter(&text)).transpose();
