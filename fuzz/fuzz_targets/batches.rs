@@ -2,8 +2,11 @@
 #![no_main]
 
 use everlog_format::{BATCH_HEADER_LEN, Offset, decode_batches, with_last_offset};
-use everlog_fuzz as _;
+use everlog_fuzz::{Bounded, DECODER_ALLOCATION_MAX};
 use libfuzzer_sys::fuzz_target;
+
+#[global_allocator]
+static ALLOCATOR: Bounded = Bounded(DECODER_ALLOCATION_MAX);
 
 fuzz_target!(|data: &[u8]| {
     for batch in decode_batches(data) {

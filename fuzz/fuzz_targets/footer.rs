@@ -3,8 +3,11 @@
 
 use bytes::Bytes;
 use everlog_format::Segment;
-use everlog_fuzz::{footer_of, good_segment, read_all};
+use everlog_fuzz::{Bounded, DECODER_ALLOCATION_MAX, footer_of, good_segment, read_all};
 use libfuzzer_sys::fuzz_target;
+
+#[global_allocator]
+static ALLOCATOR: Bounded = Bounded(DECODER_ALLOCATION_MAX);
 
 fuzz_target!(|data: &[u8]| {
     let Some((shape, data)) = data.split_first() else {

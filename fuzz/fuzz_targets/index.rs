@@ -1,8 +1,11 @@
 //! Commits and nodes. What decodes, encodes to what means the same.
 #![no_main]
 
-use everlog_fuzz as _;
+use everlog_fuzz::{Bounded, DECODER_ALLOCATION_MAX};
 use libfuzzer_sys::fuzz_target;
+
+#[global_allocator]
+static ALLOCATOR: Bounded = Bounded(DECODER_ALLOCATION_MAX);
 
 fuzz_target!(|data: &[u8]| {
     if let Some((shape, data)) = data.split_first() {

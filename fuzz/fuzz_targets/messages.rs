@@ -2,8 +2,11 @@
 //! panic or ask for memory that the message does not have.
 #![no_main]
 
-use everlog_fuzz as _;
+use everlog_fuzz::{Bounded, DECODER_ALLOCATION_MAX};
 use libfuzzer_sys::fuzz_target;
+
+#[global_allocator]
+static ALLOCATOR: Bounded = Bounded(DECODER_ALLOCATION_MAX);
 
 fuzz_target!(|data: &[u8]| {
     if let [which, version, body @ ..] = data {

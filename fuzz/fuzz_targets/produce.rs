@@ -1,8 +1,11 @@
 //! What is read of a Produce request before it passes, however the bytes arrive.
 #![no_main]
 
-use everlog_fuzz as _;
+use everlog_fuzz::{Bounded, DECODER_ALLOCATION_MAX};
 use libfuzzer_sys::fuzz_target;
+
+#[global_allocator]
+static ALLOCATOR: Bounded = Bounded(DECODER_ALLOCATION_MAX);
 
 fuzz_target!(|data: &[u8]| {
     if let [version, frame @ ..] = data {

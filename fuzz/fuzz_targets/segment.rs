@@ -2,8 +2,11 @@
 #![no_main]
 
 use everlog_format::Segment;
-use everlog_fuzz::{footer_of, good_segment, read_all, reseal};
+use everlog_fuzz::{Bounded, DECODER_ALLOCATION_MAX, footer_of, good_segment, read_all, reseal};
 use libfuzzer_sys::fuzz_target;
+
+#[global_allocator]
+static ALLOCATOR: Bounded = Bounded(DECODER_ALLOCATION_MAX);
 
 fuzz_target!(|data: &[u8]| {
     let good = good_segment();

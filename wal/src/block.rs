@@ -27,6 +27,8 @@
 //! The checksum covers the directory through its own, and each payload through the directory. So no byte is hashed twice, a header alone can be
 //! trusted, and each record of a damaged block can be told intact or not.
 //!
+//! A data block has at most 128 MiB ([`crate::geometry::BLOCK_BYTES_CEILING`]).
+//!
 //! | bytes of an entry | field |
 //! |---|---|
 //! | 0 | kind: 0 record, 1 relocated record, 2 state |
@@ -40,7 +42,7 @@
 use crate::{
     AlignedBuf, LogId, Lsn, Seq, StreamId,
     bytes_at::{put, take, u32_at, u64_at},
-    geometry::Ring,
+    geometry::{BLOCK_BYTES_CEILING, Ring},
     rules::rules,
 };
 
@@ -272,6 +274,7 @@ impl BlockHeader {
             && match self.kind {
                 BlockKind::Data => {
                     self.entries > 0
+                        && self.bytes <= BLOCK_BYTES_CEILING
                         && self.skew <= SKEW_MAX
                         && data_bytes(self.entries, self.payload_bytes)
                             .is_some_and(|bytes| ring.round_up(bytes) == self.bytes)
@@ -348,7 +351,12 @@ impl RecordSeed {
 
     /// The checksum of the payload of the entry with this number.
     pub fn checksum(self, entry: u32, payload: &[u8]) -> u32 {
-        crc32c::crc32c_append(crc32c::crc32c_append(self.0, &entry.to_le_bytes()), payload)
+        let covered = if rules().whole_record {
+            payload
+        } else {
+            &payload[..payload.len().min(512)]
+        };
+        crc32c::crc32c_append(crc32c::crc32c_append(self.0, &entry.to_le_bytes()), covered)
     }
 }
 

@@ -59,12 +59,13 @@ impl Cache {
         }
     }
 
-    /// Takes a block as it was written. Gives back a buffer that is free now, if there is one.
-    pub(crate) fn put_written(&mut self, lsn: Lsn, buf: AlignedBuf) -> Option<AlignedBuf> {
+    /// Takes a block as it was written. Buffers that nobody needs any more go to `free`.
+    pub(crate) fn put_written(&mut self, lsn: Lsn, buf: AlignedBuf, free: &mut Vec<AlignedBuf>) {
         if buf.capacity() > self.budget {
-            return Some(buf);
+            free.push(buf);
+        } else {
+            self.put(lsn, Held::Written(Arc::new(buf)), free);
         }
-        self.put(lsn, Held::Written(Arc::new(buf)))
     }
 
     /// Takes a block that was read.
@@ -72,12 +73,11 @@ impl Cache {
         let bytes = usize::try_from(block.bytes).unwrap_or(usize::MAX);
         if bytes <= self.budget && !self.blocks.contains_key(&block.lsn) {
             let lsn = block.lsn;
-            drop(self.put(lsn, Held::Read(block, bytes)));
+            self.put(lsn, Held::Read(block, bytes), &mut Vec::new());
         }
     }
 
-    fn put(&mut self, lsn: Lsn, held: Held) -> Option<AlignedBuf> {
-        let mut free = None;
+    fn put(&mut self, lsn: Lsn, held: Held, free: &mut Vec<AlignedBuf>) {
         self.held += held.bytes();
         if let Some(old) = self.blocks.insert(lsn, held) {
             self.held -= old.bytes();
@@ -91,11 +91,10 @@ impl Cache {
             if let Some(old) = self.blocks.remove(&oldest) {
                 self.held -= old.bytes();
                 if let Held::Written(buf) = old {
-                    free = Arc::try_unwrap(buf).ok().or(free);
+                    free.extend(Arc::try_unwrap(buf).ok());
                 }
             }
         }
-        free
     }
 
     pub(crate) fn get(&mut self, ring: Ring, id: LogId, lsn: Lsn) -> Option<Arc<ReadBlock>> {

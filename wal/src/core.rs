@@ -32,7 +32,7 @@ use crate::{
     block::BlockHeader,
     device::{Completion, Write},
     error::{AppendError, Stopped, TrimError},
-    geometry::Ring,
+    geometry::{RECORD_BYTES_CEILING, Ring},
     header::Header,
     index::{Index, TailMark},
     recovery::Scanned,
@@ -43,20 +43,19 @@ use carry::Carry;
 use headers::{Update, Wanted};
 use opening::{opening, stream_states};
 use relocation::Relocation;
+pub use relocation::Stuck;
 pub use space::Usage;
 
 /// How a log is run.
 #[derive(Clone, Debug)]
 pub struct CoreConfig {
-    /// A block takes records up to so many bytes; a larger record gets a block of its own. 1 unit to 1/16 of the ring.
+    /// A block takes records up to so many bytes; a larger record gets a block of its own. 1 unit to 1/16 of the ring, at most 64 MiB.
     pub block_bytes_max: u64,
     /// Data writes in flight, 1 to 64.
     pub depth: usize,
     /// How far beyond the last block the limit is put at first, and at most, in bytes. `None`: by the size of the ring.
     pub window_bytes_min: Option<u64>,
     pub window_bytes_max: Option<u64>,
-    /// Written into the header, 0 = none.
-    pub reservation_key: u64,
 }
 
 impl Default for CoreConfig {
@@ -66,7 +65,6 @@ impl Default for CoreConfig {
             depth: 4,
             window_bytes_min: None,
             window_bytes_max: None,
-            reservation_key: 0,
         }
     }
 }
@@ -106,8 +104,9 @@ pub enum Effect {
     },
     /// A block is durable and acknowledged. Its bytes may serve reads; give them back to [`Core::recycle`] when they are not needed.
     Durable { lsn: Lsn, buf: AlignedBuf },
-    /// A live record can't be read, so it can't be moved, and the tail stays until it is trimmed.
-    Damaged { lsn: Lsn },
+    /// Live records can't be read, so they can't be moved, and the tail stays until they are trimmed or can be read after all. Said once, though
+    /// it is tried again and again.
+    Damaged(Stuck),
     /// The log has stopped for good.
     Stopped(Stopped),
 }
@@ -169,6 +168,9 @@ pub struct Core {
     relocation: Relocation,
     /// The pad over the gap that opening leaves, to be written once the header is durable.
     gap_pad: Option<BlockHeader>,
+    /// Pads of older gaps to be written before any block, and the token of the one in flight.
+    mends: VecDeque<BlockHeader>,
+    mend_in_flight: Option<u64>,
     next_token: u64,
     effects: VecDeque<Effect>,
     spare: Vec<AlignedBuf>,
@@ -183,8 +185,10 @@ impl Core {
     /// Begins to open the log that was found. It takes calls at once and writes records after [`Effect::Opened`].
     pub fn open(scanned: Scanned, config: CoreConfig) -> Core {
         let ring = scanned.ring;
+        // A block is made up to this size, and one entry more may round it up.
+        let block_bytes_max = config.block_bytes_max.min(RECORD_BYTES_CEILING);
         let block_bytes_max = ring
-            .round_down(config.block_bytes_max.min(ring.bytes() / 16))
+            .round_down(block_bytes_max.min(ring.bytes() / 16))
             .max(ring.unit());
         let config = CoreConfig {
             block_bytes_max,
@@ -192,7 +196,7 @@ impl Core {
             ..config
         };
         let streams = stream_states(&scanned);
-        let opening = opening(&scanned, config.reservation_key);
+        let opening = opening(&scanned);
         let head = TailMark {
             lsn: opening.header.limit,
             chain: opening.pad.map_or(scanned.end.chain, |pad| pad.checksum()),
@@ -229,6 +233,8 @@ impl Core {
             carry: None,
             relocation: Relocation::default(),
             gap_pad: opening.pad,
+            mends: opening.mends,
+            mend_in_flight: None,
             next_token: 0,
             effects: VecDeque::new(),
             spare: Vec::new(),
@@ -355,6 +361,12 @@ impl Core {
         if let Some(write) = self.poll_header(wall_ms) {
             return Some(Output::Write(write));
         }
+        if let Some(write) = self.poll_mend() {
+            return Some(Output::Write(write));
+        }
+        if self.is_mending() {
+            return None;
+        }
         if let Some(write) = self.poll_gap_pad() {
             return Some(Output::Write(write));
         }
@@ -381,14 +393,15 @@ impl Core {
             Err(error) if rules().poison => return self.fail(error.raw_os_error()),
             Err(_) => {}
         }
-        if self.header_done(token) {
+        if self.mend_done(token) || self.header_done(token) {
             self.recycle(buf);
         } else {
             self.block_done(token, buf);
         }
     }
 
-    /// A read has ended. Its buffer is as long as was asked for.
+    /// A read has ended. Its buffer is as long as was asked for, with zeros where single sectors can't be read:
+    /// [`crate::reader::read_stretch`] reads so.
     pub fn read_done(&mut self, token: u64, result: io::Result<AlignedBuf>) {
         if !matches!(self.phase, Phase::Stopped(_)) {
             self.relocation_read(token, result);
@@ -455,7 +468,7 @@ impl Core {
                 if self.spare.len() == SPARE_MAX {
                     self.spare.swap_remove(0);
                 }
-                AlignedBuf::zeroed(len)
+                AlignedBuf::zeroed(size_class(len))
             }
         }
     }
@@ -514,6 +527,12 @@ impl Core {
             self.effects.push_back(Effect::Closed { ticket, result });
         }
     }
+}
+
+/// A buffer is made up to a quarter larger than it has to be, so that it fits later blocks as well: fresh memory costs more than its copy.
+fn size_class(len: usize) -> usize {
+    let step = (len.next_power_of_two() / 8).max(crate::aligned::ALIGN);
+    len.next_multiple_of(step)
 }
 
 impl std::fmt::Debug for Core {

@@ -10,6 +10,8 @@ pub mod explore;
 pub mod faults;
 pub mod model;
 pub mod mutations;
+pub mod owners;
+pub mod rescue;
 pub mod rng;
 pub mod session;
 pub mod states;

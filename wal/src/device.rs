@@ -48,6 +48,10 @@ pub trait Device: Send + Sync + fmt::Debug {
 
     fn info(&self) -> DeviceInfo;
 
+    /// The key that the device is reserved with against other hosts, 0 = it is not. Goes into the log's header: the next owner may have nobody
+    /// else to ask for it. A device around another one passes on what that says.
+    fn reservation_key(&self) -> u64;
+
     /// Fills `buf` from `offset`. Offset and length are multiples of the logical sector and the buffer's address of
     /// [`crate::aligned::ALIGN`]. Fewer bytes than asked for are an error.
     fn read_at(&self, offset: u64, buf: &mut [u8]) -> io::Result<()>;
@@ -85,6 +89,12 @@ pub trait WriteQueue: Send {
     /// Starts a write. May carry it out on the spot, then the completion is there for the next [`WriteQueue::wait`]. Errors are
     /// completions too. The caller never has more than `depth` in flight, and never two whose bytes overlap.
     fn submit(&mut self, write: Write);
+
+    /// [`WriteQueue::submit`] for a write that nothing else is in flight with, and nothing is expected to be before it has ended. A thread that
+    /// waits for its own write is told sooner of its end, so it may be carried out on the spot.
+    fn submit_alone(&mut self, write: Write) {
+        self.submit(write);
+    }
 
     /// Adds the completions that are there to `done`. If there are none, waits until there is one, [`WriteQueue::waker`]'s waker is woken, or
     /// `timeout` has passed (`None`: for ever; zero: not at all). A wake between two calls ends the next wait at once. An error

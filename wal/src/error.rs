@@ -25,10 +25,16 @@ pub enum OpenError {
     #[error("device failed")]
     Io(#[from] io::Error),
     /// No log here: format it, if this is the right device.
-    #[error("no log on this device ({a}; {b} in the second copy)")]
+    #[error(
+        "no log on this device ({a}; {b} in the second copy). If there was one and the device has another size since, \
+         give it its old size again"
+    )]
     NotALog { a: CopyFault, b: CopyFault },
     /// Both header copies are damaged: `everlog wal export` what is intact, then format.
-    #[error("both header copies are damaged ({a}; {b} in the second copy)")]
+    #[error(
+        "both header copies are damaged ({a}; {b} in the second copy); `everlog wal export` saves what is intact. \
+         If the device has another size than when it was formatted, give it that size again first"
+    )]
     HeadersLost { a: CopyFault, b: CopyFault },
     /// Written by another version of everlog: use that one.
     #[error("layout version {0} is not known")]
@@ -37,11 +43,16 @@ pub enum OpenError {
     #[error("device has changed: {0}")]
     DeviceChanged(DeviceChange),
     /// Acknowledged bytes are damaged or missing: `everlog wal export` what is intact, then format.
-    #[error("log is damaged: {0}")]
+    #[error(
+        "log is damaged: {0}; keep the device as it is, `everlog wal export` saves what is intact"
+    )]
     Corrupt(Box<Corruption>),
     /// A sector at or behind the end of the log can't be read, so nobody knows whether what is there was acknowledged: try again, look at the
     /// device; `everlog wal export` what is intact. Opening with the cut allowed gives up what the sector held.
-    #[error("byte {offset} of the device can't be read, where LSN {at} is due")]
+    #[error(
+        "byte {offset} of the device can't be read, where LSN {at} is due: try again; \
+         `everlog wal export` saves what is intact"
+    )]
     Unreadable { at: Lsn, offset: u64 },
     /// Another owner holds the device: stop.
     #[error("another owner has taken the device over")]
@@ -93,7 +104,7 @@ impl fmt::Display for Corruption {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(
             f,
-            "case {:?} at LSN {} (byte {} of the device): {}",
+            "case {} at LSN {} (byte {} of the device): {}",
             self.case, self.at, self.offset, self.found
         )?;
         for (stream, seq) in self.lost.iter().take(8) {

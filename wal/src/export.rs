@@ -19,14 +19,11 @@ pub use seqs::SeqSet;
 use crate::block::{self, Block, BlockHeader, BlockKind, EntryKind};
 use crate::bytes_at::take;
 use crate::device::DeviceGeometry;
-use crate::geometry::{GeometryError, RECORD_BYTES_CEILING, Ring};
+use crate::geometry::{GeometryError, Ring};
 use crate::header::{Gap, Header};
 use crate::recovery::window::{Window, read_around};
 use crate::recovery::{Headers, read_headers};
 use crate::{AlignedBuf, Device, LogId, Lsn, Seq, StreamId};
-
-/// No larger block is believed in, in bytes: a record of the largest size makes one of little more than half of this.
-pub const BLOCK_BYTES_CEILING: u64 = 2 * RECORD_BYTES_CEILING;
 
 /// How much is read at a time, in bytes.
 const WINDOW_BYTES: u64 = 4 << 20;
@@ -86,6 +83,8 @@ pub struct FoundBlock {
     pub is_misplaced: bool,
     /// Its directory and all its records match their checksums.
     pub is_intact: bool,
+    /// It says how far streams are trimmed and numbered.
+    has_states: bool,
 }
 
 /// What is on the device.
@@ -194,16 +193,7 @@ pub fn survey(
             Standing::Log
         };
     }
-    let mut states: BTreeMap<StreamId, StreamState> = BTreeMap::new();
-    for (lsn, epoch, stream, state) in log.states {
-        // What was cut was never acknowledged.
-        let mut later = epochs.range(epoch.saturating_add(1)..);
-        if lsn >= tail && !later.any(|(_, start)| *start <= lsn) {
-            let known = states.entry(stream).or_default();
-            known.trimmed_below = known.trimmed_below.max(state.trimmed_below);
-            known.next = known.next.max(state.next);
-        }
-    }
+    let states = states_of(device, ring, id, &blocks)?;
     if !options.include_released {
         blocks.retain(|block| block.standing == Standing::Log);
     }
@@ -218,6 +208,49 @@ pub fn survey(
         unreadable,
         include_released: options.include_released,
     })
+}
+
+/// What the blocks of the log say of its streams. What was cut was never acknowledged. Only now it is known which blocks count, so they are
+/// read once more: all entries of a large log would not fit in memory.
+fn states_of(
+    device: &dyn Device,
+    ring: Ring,
+    id: LogId,
+    blocks: &[FoundBlock],
+) -> io::Result<BTreeMap<StreamId, StreamState>> {
+    let mut states: BTreeMap<StreamId, StreamState> = BTreeMap::new();
+    let end = readable_end(device, ring);
+    let mut window = Window::new(device, ring, WINDOW_BYTES, last_unit(ring, end), None);
+    let told = blocks
+        .iter()
+        .filter(|block| block.has_states && block.standing == Standing::Log);
+    for found in told {
+        // Places of the ring are those of its first lap, as in the scan.
+        let at = found.offset.saturating_sub(ring.unit());
+        let len = found.bytes.min(end.saturating_sub(at));
+        let bytes = window.get(Lsn::new(at), len)?;
+        let entries = BlockHeader::decode(ring, id, bytes)
+            .ok()
+            .and_then(|header| block::directory(&header, bytes));
+        for entry in entries.into_iter().flatten() {
+            if let EntryKind::State { next } = entry.kind {
+                let known = states.entry(entry.stream).or_default();
+                known.trimmed_below = known.trimmed_below.max(entry.seq);
+                known.next = known.next.max(next);
+            }
+        }
+    }
+    Ok(states)
+}
+
+/// The bytes of the ring that the device has: one that has shrunk is read as far as it goes.
+fn readable_end(device: &dyn Device, ring: Ring) -> u64 {
+    let readable = device.geometry().bytes.saturating_sub(ring.unit());
+    ring.round_down(readable.min(ring.bytes()))
+}
+
+fn last_unit(ring: Ring, end: u64) -> Lsn {
+    Lsn::new(end.saturating_sub(ring.unit()))
 }
 
 /// Where each epoch begins: at its first block that is left, or where a header says.
@@ -270,7 +303,6 @@ fn ranges(mut sectors: Vec<u64>, geometry: DeviceGeometry) -> Vec<Range<u64>> {
 #[derive(Default)]
 struct LogScan {
     blocks: Vec<FoundBlock>,
-    states: Vec<(Lsn, u64, StreamId, StreamState)>,
     newest: Lsn,
     /// The tail as the newest block knew it.
     newest_tail: Lsn,
@@ -288,10 +320,9 @@ struct Scan<'a> {
 impl Scan<'_> {
     fn run(&mut self, progress: &mut dyn FnMut(u64, u64)) -> io::Result<()> {
         let unit = self.ring.unit();
-        // Places of the ring are gone through as the positions of its first lap. A device that has shrunk is read as far as it goes.
-        let readable = self.device.geometry().bytes.saturating_sub(unit);
-        let end = self.ring.round_down(readable.min(self.ring.bytes()));
-        let limit = Lsn::new(end.saturating_sub(unit));
+        // Places of the ring are gone through as the positions of its first lap.
+        let end = readable_end(self.device, self.ring);
+        let limit = last_unit(self.ring, end);
         let mut window = Window::new(self.device, self.ring, WINDOW_BYTES, limit, None);
         let (mut at, mut told) = (0, 0);
         while at < end {
@@ -338,6 +369,7 @@ impl Scan<'_> {
             standing: Standing::Log,
             is_misplaced: self.ring.physical(header.lsn) != offset,
             is_intact: true,
+            has_states: false,
         };
         if header.lsn >= log.newest {
             (log.newest, log.newest_tail) = (header.lsn, header.tail);
@@ -346,22 +378,14 @@ impl Scan<'_> {
             log.blocks.push(found);
             return Ok(unit);
         }
-        // What is longer than any block, or than what is left of the ring, is not there as a whole.
-        let len = header.bytes.min(BLOCK_BYTES_CEILING).min(readable);
+        // What is longer than what is left of the ring is not there as a whole.
+        let len = header.bytes.min(readable);
         let opened = Block::open(header, window.get(Lsn::new(at), len)?);
         found.is_intact = opened.as_ref().is_some_and(|block| {
             block.padding_is_zero() && block.records().all(|record| record.intact)
         });
-        for entry in opened.iter().flat_map(|block| &block.entries) {
-            if let EntryKind::State { next } = entry.kind {
-                let state = StreamState {
-                    trimmed_below: entry.seq,
-                    next,
-                };
-                log.states
-                    .push((header.lsn, header.epoch, entry.stream, state));
-            }
-        }
+        let mut entries = opened.iter().flat_map(|block| &block.entries);
+        found.has_states = entries.any(|entry| matches!(entry.kind, EntryKind::State { .. }));
         log.blocks.push(found);
         Ok(if found.is_intact { header.bytes } else { unit })
     }
@@ -503,7 +527,7 @@ impl Survey {
 fn read_block(device: &dyn Device, found: &FoundBlock) -> io::Result<AlignedBuf> {
     let readable = device.geometry().bytes.saturating_sub(found.offset);
     let len = match found.kind {
-        BlockKind::Data => found.bytes.min(BLOCK_BYTES_CEILING).min(readable),
+        BlockKind::Data => found.bytes.min(readable),
         BlockKind::LapPad | BlockKind::GapPad => 0,
     };
     let mut bytes = AlignedBuf::zeroed(usize::try_from(len).unwrap_or(0));

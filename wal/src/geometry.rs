@@ -7,7 +7,7 @@
 //!
 //! The unit is the larger of 4096 bytes and the device's physical sector. A block is a whole number of units and never wraps.
 
-use crate::{Lsn, device::DeviceGeometry};
+use crate::{Lsn, device::DeviceGeometry, rules::rules};
 
 /// No smaller unit is used, in bytes.
 pub const UNIT_MIN: u64 = 4096;
@@ -17,6 +17,12 @@ pub const UNIT_MAX: u64 = 1 << 20;
 pub const RING_UNITS_MIN: u64 = 32;
 /// No record is larger than this, in bytes, whatever the size of the ring.
 pub const RECORD_BYTES_CEILING: u64 = 64 << 20;
+/// No block is larger than this, in bytes, whatever the size of the ring: what says to be is none. So nothing that lies on a device can ask for
+/// more memory. A record of the largest size makes a block of little more than half of this.
+pub const BLOCK_BYTES_CEILING: u64 = 2 * RECORD_BYTES_CEILING;
+
+// The largest record fits, with what a block holds beside it, in units of any size.
+const _: () = assert!(RECORD_BYTES_CEILING + 2 * UNIT_MAX <= BLOCK_BYTES_CEILING);
 
 /// Which header copy.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -69,7 +75,11 @@ pub struct Ring {
 
 impl Ring {
     pub fn of(geometry: DeviceGeometry) -> Result<Ring, GeometryError> {
-        let physical = geometry.physical_sector.max(geometry.logical_sector);
+        let physical = if rules().physical_sector {
+            geometry.physical_sector.max(geometry.logical_sector)
+        } else {
+            geometry.logical_sector
+        };
         let unit = u64::from(physical).max(UNIT_MIN);
         if !unit.is_power_of_two() || unit > UNIT_MAX {
             return Err(GeometryError::Sector { physical });

@@ -7,7 +7,10 @@
 mod chunk;
 mod segments;
 
-use std::collections::{HashMap, VecDeque};
+use std::{
+    collections::{HashMap, VecDeque},
+    ops::Range,
+};
 
 use chunk::Chunk;
 use segments::Segments;
@@ -222,6 +225,21 @@ impl Index {
         chunk.runs(self.unit).find(|run| seq < run.end())
     }
 
+    /// The live runs of the blocks in a stretch of the log, in no order. Goes through the whole index: for when something is damaged.
+    pub fn live_in(&self, blocks: &Range<Lsn>) -> Vec<(StreamId, Run)> {
+        let unit = self.unit;
+        let of = |stream: &Stream| {
+            let sealed = stream.chunks.iter().flat_map(|chunk| chunk.runs(unit));
+            let runs = sealed.chain(stream.open);
+            runs.filter(|run| blocks.contains(&run.lsn))
+                .collect::<Vec<_>>()
+        };
+        let streams = self.streams.iter();
+        streams
+            .flat_map(|(id, stream)| of(stream).into_iter().map(|run| (*id, run)))
+            .collect()
+    }
+
     pub fn usage_of(&self, id: StreamId) -> Option<StreamUsage> {
         self.streams.get(&id).map(Stream::usage)
     }
@@ -357,10 +375,23 @@ impl Stream {
             }
         }
         chunks.iter_mut().for_each(Chunk::shrink);
-        let tail = self.chunks.split_off(to);
-        self.chunks.truncate(from);
-        self.chunks.extend(chunks);
-        self.chunks.extend(tail);
+        self.put_chunks(from, to, chunks);
+    }
+
+    /// Puts `chunks` in the place of those from `from` up to `to`. As a rule they are as many, and nothing else moves: a stream that is stuck may
+    /// have tens of thousands, and readers wait meanwhile.
+    fn put_chunks(&mut self, from: usize, to: usize, chunks: Vec<Chunk>) {
+        let mut left = from;
+        for chunk in chunks {
+            match self.chunks.get_mut(left).filter(|_| left < to) {
+                Some(old) => *old = chunk,
+                None => self.chunks.insert(left, chunk),
+            }
+            left += 1;
+        }
+        if left < to {
+            self.chunks.drain(left..to);
+        }
     }
 
     fn cut_front(&mut self, unit: u64, below: Seq, segments: &mut Segments) {

@@ -22,6 +22,7 @@ pub mod export;
 pub mod format;
 pub mod geometry;
 pub mod guard;
+mod habit;
 pub mod header;
 pub mod index;
 mod log;

@@ -4,7 +4,7 @@ use std::{
     collections::HashMap,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError, RwLock,
-        atomic::{AtomicBool, Ordering},
+        atomic::{AtomicBool, AtomicUsize, Ordering},
     },
     task::Waker,
     time::Duration,
@@ -93,7 +93,7 @@ pub(crate) enum Command {
 pub(crate) struct AppendWaiter {
     pub(crate) answer: oneshot::Sender<Result<Appended, AppendError>>,
     /// The room in the queue that the record takes.
-    pub(crate) _permit: OwnedSemaphorePermit,
+    pub(crate) permit: OwnedSemaphorePermit,
 }
 
 /// What handle and thread share.
@@ -107,6 +107,8 @@ pub(crate) struct Shared {
     pub(crate) usage: Mutex<Usage>,
     pub(crate) stopped: Mutex<Option<Stopped>>,
     pub(crate) inbox: Mutex<Vec<Command>>,
+    /// How many commands are in the inbox, to be looked at without its lock. A hint.
+    pub(crate) mail: AtomicUsize,
     /// The thread waits, or is about to.
     pub(crate) sleeping: AtomicBool,
     /// Something was trimmed since the thread last looked.
@@ -178,6 +180,7 @@ impl Shared {
             usage: Mutex::new(core.usage()),
             stopped: Mutex::new(None),
             inbox: Mutex::new(Vec::new()),
+            mail: AtomicUsize::new(0),
             sleeping: AtomicBool::new(false),
             trimmed: AtomicBool::new(false),
             starved: AtomicBool::new(false),
@@ -197,6 +200,7 @@ impl Shared {
                 return;
             }
             inbox.push(command);
+            self.mail.store(inbox.len(), Ordering::Release);
         }
         if self.sleeping.swap(false, Ordering::SeqCst) {
             self.waker.wake_by_ref();
@@ -252,10 +256,7 @@ impl Wal {
             .await
             .map_err(|_closed| AppendError::Stopped(shared.gone()))?;
         let (answer, appended) = oneshot::channel();
-        let waiter = AppendWaiter {
-            answer,
-            _permit: permit,
-        };
+        let waiter = AppendWaiter { answer, permit };
         shared.send(Command::Append {
             stream,
             payload,

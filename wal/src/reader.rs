@@ -8,6 +8,7 @@ use crate::{
     AlignedBuf, Device, LogId, Lsn, Seq, StreamId,
     block::{Block, BlockHeader, EntryKind},
     geometry::Ring,
+    recovery::window::read_around,
     rules::rules,
 };
 
@@ -94,10 +95,20 @@ pub(crate) fn take_apart(header: BlockHeader, buf: &Bytes, check: bool) -> Optio
     })
 }
 
+/// Reads a stretch of the device. A sector that can't be read is zero, so what lies in it fails its checksum; an error is one of the device as a
+/// whole.
+pub fn read_stretch(device: &dyn Device, offset: u64, bytes: u64) -> io::Result<AlignedBuf> {
+    let mut buf = AlignedBuf::zeroed(in_memory(bytes)?);
+    read_around(device, offset, buf.as_mut_slice(), &mut Vec::new())?;
+    Ok(buf)
+}
+
+fn in_memory(bytes: u64) -> io::Result<usize> {
+    usize::try_from(bytes).map_err(|_too_large| io::Error::from(io::ErrorKind::OutOfMemory))
+}
+
 fn read(device: &dyn Device, offset: u64, bytes: u64) -> io::Result<AlignedBuf> {
-    let len =
-        usize::try_from(bytes).map_err(|_too_large| io::Error::from(io::ErrorKind::OutOfMemory))?;
-    let mut buf = AlignedBuf::zeroed(len);
+    let mut buf = AlignedBuf::zeroed(in_memory(bytes)?);
     device.read_at(offset, buf.as_mut_slice())?;
     Ok(buf)
 }

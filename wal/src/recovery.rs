@@ -35,6 +35,7 @@
 
 mod evidence;
 mod headers;
+pub(crate) mod told;
 mod walk;
 pub(crate) mod window;
 
@@ -54,9 +55,11 @@ use crate::{
     rules::rules,
 };
 
-/// The rows of the table of blocks.
+/// The rows of the tables by which a log ends or is refused: those of blocks, and the one of headers that is damage.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Case {
+    /// Row e of the headers: two sound copies that contradict each other.
+    Headers,
     A,
     B,
     C,
@@ -70,13 +73,20 @@ pub enum Case {
     K,
 }
 
+impl fmt::Display for Case {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Case::Headers => f.write_str("e"),
+            letter => write!(f, "{letter:?}"),
+        }
+    }
+}
+
 /// How a device is read.
 #[derive(Clone, Debug)]
 pub struct ScanOptions {
     /// How much is read at a time, in bytes, 1 unit to 64 MiB.
     pub piece_bytes: u64,
-    /// Make durable what earlier processes wrote before anything is decided on it. Off only where nothing is to be written, not even that.
-    pub sync: bool,
     /// Cut the log where it can't be read, if nothing says that what is there had been acknowledged (case K).
     pub cut_unreadable: bool,
     /// How finely the tail moves, in bytes, a multiple of the unit. `None`: about 4096 steps a lap.
@@ -87,7 +97,6 @@ impl Default for ScanOptions {
     fn default() -> ScanOptions {
         ScanOptions {
             piece_bytes: 4 << 20,
-            sync: true,
             cut_unreadable: false,
             segment_bytes: None,
         }
@@ -138,9 +147,16 @@ impl fmt::Display for EndReason {
 pub struct End {
     pub case: Case,
     pub at: Lsn,
+    /// The same position on the device, in bytes.
+    pub offset: u64,
     pub reason: EndReason,
+    /// The bytes of a block that begins at the end and was not taken, as far as its header can be believed; one unit if only that something
+    /// begins there is known, 0 if nothing does.
+    pub torn_bytes: u64,
     /// Blocks behind the end that were in flight when the last owner died.
     pub islands: Islands,
+    /// Behind the end lies something that can't be read, and [`ScanOptions::cut_unreadable`] was asked for.
+    pub is_cut_unread: bool,
 }
 
 /// What was found; for the operator and the tests.
@@ -185,19 +201,46 @@ pub struct Scanned {
     pub index: Index,
     /// The newest state of each stream whose state the log still mentions: where, and the trim it says.
     pub states: Vec<(StreamId, Lsn, Seq)>,
-    /// The gaps of the header whose pad is not on the device as it should be: they may not be forgotten.
-    pub padless: Vec<Gap>,
+    /// The pads of gaps that are not on the device as they should be: a gap may be forgotten only when its pad is there.
+    pub padless: Vec<BlockHeader>,
     /// The last gap that was jumped, with the checksum of the block before it.
     pub last_gap: Option<(Gap, u32)>,
+    pub recovery: Recovery,
+    /// The reservation that the device is held with, for the header of the new epoch; 0 = none.
+    pub(crate) reservation_key: u64,
+}
+
+/// A log as it was found by somebody who only looks on. It can't be opened from here: what was read may yet be taken away by a power cut.
+#[derive(Debug)]
+pub struct Inspected {
+    pub ring: Ring,
+    pub header: Header,
+    pub index: Index,
     pub recovery: Recovery,
 }
 
 /// What [`scan_with`] shows of each block it takes.
 pub type Visitor<'v> = dyn FnMut(&BlockHeader, Option<&Block<'_>>) + 'v;
 
-/// Reads a log.
+/// Reads a log that is to be opened: makes durable what earlier processes wrote, then decides on it.
 pub fn scan(device: &dyn Device, options: &ScanOptions) -> Result<Scanned, OpenError> {
+    make_durable(device)?;
     scan_inner(device, options, None)
+}
+
+/// Reads a log and changes nothing, not even what a power cut would leave of it. Shows each block like [`scan_with`].
+pub fn inspect(
+    device: &dyn Device,
+    options: &ScanOptions,
+    visitor: &mut Visitor<'_>,
+) -> Result<Inspected, OpenError> {
+    let scanned = scan_inner(device, options, Some(visitor))?;
+    Ok(Inspected {
+        ring: scanned.ring,
+        header: scanned.header,
+        index: scanned.index,
+        recovery: scanned.recovery,
+    })
 }
 
 /// Reads a log and shows each block that is taken, in LSN order, pads without content. Also those before a damage that makes it an error.
@@ -206,7 +249,22 @@ pub fn scan_with(
     options: &ScanOptions,
     visitor: &mut Visitor<'_>,
 ) -> Result<Scanned, OpenError> {
+    make_durable(device)?;
     scan_inner(device, options, Some(visitor))
+}
+
+/// Nothing is to be decided on bytes that a crashed process wrote and that a power cut could still take away.
+fn make_durable(device: &dyn Device) -> Result<(), OpenError> {
+    if !rules().sync_before_read {
+        return Ok(());
+    }
+    device.sync().map_err(|error| {
+        if is_fenced(&error) {
+            OpenError::Fenced
+        } else {
+            OpenError::Io(error)
+        }
+    })
 }
 
 fn scan_inner(
@@ -214,15 +272,6 @@ fn scan_inner(
     options: &ScanOptions,
     visitor: Option<&mut Visitor<'_>>,
 ) -> Result<Scanned, OpenError> {
-    if options.sync && rules().sync_before_read {
-        device.sync().map_err(|error| {
-            if is_fenced(&error) {
-                OpenError::Fenced
-            } else {
-                OpenError::Io(error)
-            }
-        })?;
-    }
     let (slot, header_case, header) = read_headers(device)?.choose()?;
     let ring = header.ring().ok_or(OpenError::HeadersLost {
         a: crate::header::CopyFault::Nonsense,
@@ -266,6 +315,7 @@ fn scan_inner(
         padless: walked.padless,
         last_gap: walked.last_gap,
         recovery,
+        reservation_key: device.reservation_key(),
     })
 }
 

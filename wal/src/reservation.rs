@@ -12,6 +12,8 @@
 use std::fmt;
 use std::num::NonZeroU64;
 
+use crate::rules::rules;
+
 mod kernel;
 mod report;
 
@@ -201,7 +203,19 @@ pub fn take_over(
     how: Preempt,
 ) -> Result<TakenOver, ReservationError> {
     device.register(own)?;
+    let how = if rules().preempt_aborts {
+        how
+    } else {
+        Preempt::Only
+    };
     let holder = device.holder();
+    if !rules().preempt {
+        return Ok(TakenOver {
+            key: own,
+            preempted: None,
+            confirmed: false,
+        });
+    }
     let preempted = match holder {
         Holder::Nobody => {
             device.reserve(own)?;

@@ -82,6 +82,18 @@ pub struct Rules {
     pub epoch_order: bool,
     /// Clock: no decision by a clock that is on the device.
     pub no_clock: bool,
+    /// 512 vs 4096: everything is aligned to the physical sector, and to 4096 bytes at least.
+    pub physical_sector: bool,
+    /// Second instance, same host: the device is claimed and locked while it is open.
+    pub exclusive: bool,
+    /// Second instance, other host: the old owner is thrown out before anything is read.
+    pub preempt: bool,
+    /// Second instance, other host: its writes in flight have ended by then.
+    pub preempt_aborts: bool,
+    /// Partial batch: a record counts as a whole or not at all; its checksum covers every byte.
+    pub whole_record: bool,
+    /// Double replay: a number that was given out is not taken a second time.
+    pub once: bool,
 }
 
 impl Rules {
@@ -123,6 +135,12 @@ impl Rules {
         read_again: true,
         epoch_order: true,
         no_clock: true,
+        physical_sector: true,
+        exclusive: true,
+        preempt: true,
+        preempt_aborts: true,
+        whole_record: true,
+        once: true,
     };
 }
 

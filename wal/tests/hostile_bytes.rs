@@ -3,7 +3,7 @@
 #![expect(clippy::unwrap_used, reason = "a test may fail loudly")]
 
 // The images of the fuzz targets.
-#[path = "../fuzz/src/image.rs"]
+#[path = "../../fuzz/src/image.rs"]
 #[expect(unreachable_pub, reason = "the fuzz targets are another crate")]
 mod image;
 

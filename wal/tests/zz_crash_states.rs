@@ -15,8 +15,13 @@ const THREADS: usize = 2;
 #[expect(clippy::print_stdout, reason = "what this test is to say")]
 fn tell(seed: u64, seen: &Seen) {
     println!(
-        "seed {seed}: {} states, {} lives, {} after a second crash, {} with a header copy lost or rolled back, {} late writes",
-        seen.states, seen.lives, seen.second_crashes, seen.header_faults, seen.late_writes
+        "seed {seed}: {} states, {} lives, {} went on, {} after a second crash, {} with a header copy lost or rolled back, {} late writes",
+        seen.states,
+        seen.lives,
+        seen.went_on,
+        seen.second_crashes,
+        seen.header_faults,
+        seen.late_writes
     );
 }
 

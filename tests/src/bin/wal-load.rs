@@ -95,6 +95,8 @@ struct Seen {
     /// Of blocks in flight, itself included, summed over all blocks when they are handed over.
     in_flight_sum: AtomicU64,
     headers: AtomicU64,
+    /// Blocks that were handed over as being alone.
+    alone: AtomicU64,
     /// How long each block took, in microseconds.
     micros: Mutex<Vec<u32>>,
 }
@@ -106,6 +108,7 @@ impl Seen {
             &self.block_bytes,
             &self.in_flight_sum,
             &self.headers,
+            &self.alone,
         ] {
             count.store(0, Ordering::Relaxed);
         }
@@ -138,6 +141,10 @@ impl Device for Counting {
         self.inner.info()
     }
 
+    fn reservation_key(&self) -> u64 {
+        self.inner.reservation_key()
+    }
+
     fn read_at(&self, offset: u64, buf: &mut [u8]) -> io::Result<()> {
         self.inner.read_at(offset, buf)
     }
@@ -166,18 +173,15 @@ struct CountingQueue {
 
 impl WriteQueue for CountingQueue {
     fn submit(&mut self, write: Write) {
-        if write.offset == 0 || write.offset == self.last_unit {
-            self.seen.headers.fetch_add(1, Ordering::Relaxed);
-        } else {
-            self.started.push((write.token, Instant::now()));
-            let seen = &self.seen;
-            seen.blocks.fetch_add(1, Ordering::Relaxed);
-            seen.block_bytes
-                .fetch_add(write.buf.len() as u64, Ordering::Relaxed);
-            seen.in_flight_sum
-                .fetch_add(self.started.len() as u64, Ordering::Relaxed);
-        }
+        self.note(&write);
         self.inner.submit(write);
+    }
+
+    fn submit_alone(&mut self, write: Write) {
+        if self.note(&write) {
+            self.seen.alone.fetch_add(1, Ordering::Relaxed);
+        }
+        self.inner.submit_alone(write);
     }
 
     fn wait(&mut self, timeout: Option<Duration>, done: &mut Vec<Completion>) -> io::Result<()> {
@@ -198,6 +202,25 @@ impl WriteQueue for CountingQueue {
 
     fn waker(&self) -> Waker {
         self.inner.waker()
+    }
+}
+
+impl CountingQueue {
+    /// Counts a write that begins now; says whether it is a block.
+    fn note(&mut self, write: &Write) -> bool {
+        let header = write.offset == 0 || write.offset == self.last_unit;
+        if header {
+            self.seen.headers.fetch_add(1, Ordering::Relaxed);
+        } else {
+            self.started.push((write.token, Instant::now()));
+            let seen = &self.seen;
+            seen.blocks.fetch_add(1, Ordering::Relaxed);
+            seen.block_bytes
+                .fetch_add(write.buf.len() as u64, Ordering::Relaxed);
+            seen.in_flight_sum
+                .fetch_add(self.started.len() as u64, Ordering::Relaxed);
+        }
+        !header
     }
 }
 
@@ -249,6 +272,7 @@ impl Load {
         let block_bytes = seen.block_bytes.load(Ordering::Relaxed);
         let in_flight_sum = seen.in_flight_sum.load(Ordering::Relaxed);
         let headers = seen.headers.load(Ordering::Relaxed);
+        let alone = seen.alone.load(Ordering::Relaxed);
         let write_micros = std::mem::take(&mut *lock(&seen.micros));
         let mut latencies = Vec::new();
         for task in tasks {
@@ -264,6 +288,7 @@ impl Load {
             "block_bytes": block_bytes,
             "in_flight_sum": in_flight_sum,
             "headers": headers,
+            "alone": alone,
             "cpu_seconds": cpu,
             "append_micros": quantiles(latencies),
             "write_micros": quantiles(write_micros),

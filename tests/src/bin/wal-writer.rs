@@ -170,8 +170,7 @@ fn format(path: &Path) -> Result<()> {
 
 async fn run(run: u64, path: &Path, method: Method, stuck: bool) -> Result<()> {
     let device = device::open(path, &options(method)?)?;
-    let mut options = OpenOptions::new(now_ms);
-    options.core.reservation_key = device.reservation_key();
+    let options = OpenOptions::new(now_ms);
     let (wal, recovery) = Wal::open(Arc::new(device), options).await?;
     say(&format!("# {recovery:?}"));
     show(&wal).await?;

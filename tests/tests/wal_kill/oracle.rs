@@ -286,6 +286,12 @@ impl Stream {
     }
 
     fn judge_opening(&mut self) -> Result<()> {
+        // The log names all its streams for ever, also one of which nothing is left: its numbers go on.
+        ensure!(
+            self.claimed.is_some() || self.next == 0,
+            "the stream has vanished, {} numbers of it were given away",
+            self.next
+        );
         let (first, next) = self.claimed.unwrap_or((self.next, self.next));
         ensure!(
             self.shown.len() as u64 == next - first,
@@ -315,5 +321,39 @@ impl Stream {
         // What the lazy trim has given up is gone now.
         self.held = self.held.split_off(&first);
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn told(lines: &[&[&str]]) -> Result<()> {
+        let mut oracle = Oracle::default();
+        for (run, lines) in (1..).zip(lines) {
+            oracle.begin(run);
+            lines.iter().try_for_each(|line| oracle.line(line))?;
+        }
+        Ok(())
+    }
+
+    const FIRST: &[&str] = &["E", "S 1 0 0", "A 1 0 0 0 4096", "T 1 1", "D 1 1"];
+
+    #[test]
+    fn a_stream_that_was_drained_and_goes_on_is_right() {
+        let second: &[&str] = &["H 1 1 1", "E", "S 1 0 0", "A 1 1 0 0 8192"];
+        told(&[FIRST, second]).expect("all promises were kept");
+    }
+
+    /// It used to pass: nothing of it was live, and its numbers started again.
+    #[test]
+    fn a_stream_that_vanished_whole_is_missed() {
+        let error = told(&[FIRST, &["E", "S 1 0 0", "A 1 0 0 0 8192"]]).expect_err("vanished");
+        assert!(format!("{error:#}").contains("has vanished"), "{error:#}");
+    }
+
+    #[test]
+    fn a_stream_of_which_nobody_was_told_may_be_absent() {
+        told(&[&["E", "S 1 0 0"], &["E"]]).expect("nothing was acknowledged");
     }
 }

@@ -73,8 +73,7 @@ struct Owner {
 async fn own(path: &Path, method: Method, preempt: Preempt) -> Result<Owner, Failure> {
     let path = path.to_owned();
     let device = tokio::task::spawn_blocking(move || open(&path, method, preempt)).await??;
-    let mut options = OpenOptions::new(no_clock);
-    options.core.reservation_key = device.reservation_key();
+    let options = OpenOptions::new(no_clock);
     let device: Arc<dyn Device> = Arc::new(device);
     let (wal, _) = Wal::open(Arc::clone(&device), options).await?;
     Ok(Owner { wal, device })

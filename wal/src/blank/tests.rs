@@ -35,6 +35,10 @@ impl Device for Sparse {
         }
     }
 
+    fn reservation_key(&self) -> u64 {
+        0
+    }
+
     fn read_at(&self, offset: u64, buf: &mut [u8]) -> io::Result<()> {
         let end = offset + u64::try_from(buf.len()).expect("fits");
         assert!(offset.is_multiple_of(64 << 10), "{offset}");

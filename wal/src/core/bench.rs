@@ -1,16 +1,16 @@
 //! A log on a device in memory, every write done at once. For tests.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, io};
 
 use bytes::Bytes;
 
 use crate::{
     AlignedBuf, Device, LogId, Lsn, Seq, StreamId,
-    core::{Core, CoreConfig, Effect, Output},
+    core::{Core, CoreConfig, Effect, Output, Stuck},
     device::ram::RamDevice,
     error::{AppendError, Stopped, TrimError},
     format::{FormatOptions, format},
-    reader::read_block,
+    reader::{read_block, read_stretch},
     recovery::{ScanOptions, scan},
 };
 
@@ -38,6 +38,22 @@ pub(crate) struct Bench {
     pub(crate) trimmed: BTreeMap<u64, Result<(), TrimError>>,
     pub(crate) closed: Option<Result<(), Stopped>>,
     pub(crate) opened: bool,
+    /// What the log has said to be damaged.
+    pub(crate) damaged: Vec<Stuck>,
+    /// So many of the next reads go wrong, in this way.
+    pub(crate) bad_reads: (u32, BadRead),
+    pub(crate) reads: u32,
+}
+
+/// How a read goes wrong.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum BadRead {
+    /// The device answers with this error.
+    Errno(i32),
+    /// This bit of what was read.
+    Flipped { byte: usize },
+    /// Zeros in the place of the first so many bytes: a sector that can't be read.
+    Lost { bytes: usize },
 }
 
 impl Bench {
@@ -62,6 +78,9 @@ impl Bench {
             trimmed: BTreeMap::new(),
             closed: None,
             opened: false,
+            damaged: Vec::new(),
+            bad_reads: (0, BadRead::Errno(libc::EIO)),
+            reads: 0,
         };
         bench.run();
         assert!(bench.opened);
@@ -88,14 +107,29 @@ impl Bench {
                     offset,
                     bytes,
                 } => {
-                    let mut buf = AlignedBuf::zeroed(usize::try_from(bytes).expect("fits"));
-                    let read = self.device.read_at(offset, buf.as_mut_slice());
-                    self.core.read_done(token, read.map(|()| buf));
+                    let read = read_stretch(&self.device, offset, bytes);
+                    self.reads += 1;
+                    let read = read.and_then(|buf| self.spoil(buf));
+                    self.core.read_done(token, read);
                 }
             }
             self.drain();
         }
         self.drain();
+    }
+
+    fn spoil(&mut self, mut buf: AlignedBuf) -> io::Result<AlignedBuf> {
+        let (left, how) = &mut self.bad_reads;
+        if *left == 0 {
+            return Ok(buf);
+        }
+        *left -= 1;
+        match *how {
+            BadRead::Errno(errno) => return Err(io::Error::from_raw_os_error(errno)),
+            BadRead::Flipped { byte } => buf.as_mut_slice()[byte] ^= 4,
+            BadRead::Lost { bytes } => buf.as_mut_slice()[..bytes].fill(0),
+        }
+        Ok(buf)
     }
 
     pub(crate) fn drain(&mut self) {
@@ -118,7 +152,8 @@ impl Bench {
                 }
                 Effect::Closed { result, .. } => self.closed = Some(result),
                 Effect::Durable { buf, .. } => self.core.recycle(buf),
-                Effect::Damaged { .. } | Effect::Stopped(_) => {}
+                Effect::Damaged(stuck) => self.damaged.push(stuck),
+                Effect::Stopped(_) => {}
             }
         }
     }

@@ -19,6 +19,10 @@ use crate::{
 /// Trims that are written along where a block has room to spare anyway.
 const SPARE_STATES_MAX: usize = 16;
 
+/// What is queued is spread over the writes that may still begin, but not in pieces below this, in bytes: several writes of this
+/// size are done sooner than one of all, and the first begins while the others are made up. With smaller ones it is the other way round.
+const SPREAD_BYTES_MIN: u64 = 128 << 10;
+
 /// A block that is being made up.
 #[derive(Default)]
 struct Draft {
@@ -152,6 +156,11 @@ impl Core {
         while let Some(stream) = self.carry.as_ref().and_then(|carry| carry.left.last()) {
             let stream = *stream;
             let fit = self.fit(draft, 0, Purpose::State);
+            if matches!(fit, Fit::Room(_)) && self.in_flight.is_empty() {
+                // The tail does not move this time: waiting for it would be waiting for ever.
+                self.carry = None;
+                return Fit::Yes;
+            }
             if fit != Fit::Yes {
                 return fit;
             }
@@ -243,11 +252,15 @@ impl Core {
 
     fn draft_records(&mut self, draft: &mut Draft) -> Fit {
         let culprit = self.culprit();
+        let share = self.share();
         while let Some(pending) = self.queue.front() {
             let bytes = pending.payload.len() as u64;
             if let Some(error) = self.turned_away(pending.stream, culprit) {
                 self.refuse_front(error);
                 continue;
+            }
+            if !draft.records.is_empty() && draft.payload_bytes + bytes > share {
+                return Fit::NextBlock;
             }
             match self.fit(draft, bytes, Purpose::Append) {
                 Fit::Yes => {}
@@ -284,6 +297,14 @@ impl Core {
             });
         }
         Fit::Yes
+    }
+
+    /// How many bytes of records the next block is to take.
+    fn share(&self) -> u64 {
+        let free = self.config.depth.saturating_sub(self.in_flight.len());
+        self.queued_bytes
+            .div_ceil(free.max(1) as u64)
+            .max(SPREAD_BYTES_MIN)
     }
 
     /// Why a record of this stream gets no room, however small it is.
@@ -395,5 +416,42 @@ impl Core {
             self.tell_last();
         }
         Write { token, offset, buf }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::core::{
+        Output,
+        bench::{Bench, UNIT, payload, stream},
+    };
+
+    /// How many bytes each write takes when so many records are there at once.
+    fn writes(records: u64, bytes: usize) -> Vec<usize> {
+        let mut bench = Bench::new(4096);
+        // Brings the window.
+        bench.append(1, &payload(1, 0, 8)).expect("room");
+        for seq in 0..records {
+            let payload = Bytes::from(payload(1, seq, bytes));
+            bench.core.append(100 + seq, stream(1), payload);
+        }
+        let mut writes = Vec::new();
+        while let Some(Output::Write(write)) = bench.core.poll(7) {
+            writes.push(write.buf.len());
+        }
+        // Without those of the header.
+        writes.retain(|bytes| *bytes > UNIT);
+        writes
+    }
+
+    #[test]
+    fn what_is_queued_is_spread_over_the_free_writes_if_it_is_much() {
+        // With header and directory one unit more than the records.
+        assert_eq!(writes(8, 64 << 10), [132 << 10; 4]);
+        assert_eq!(writes(64, 1 << 10), [72 << 10]);
+        assert_eq!(writes(3, 64 << 10), [132 << 10, 68 << 10]);
+        assert_eq!(writes(1, 900 << 10), [904 << 10]);
+        assert_eq!(writes(2, 900 << 10), [904 << 10; 2]);
     }
 }

@@ -2,6 +2,7 @@
 
 use crate::{
     Lsn, Seq, StreamId,
+    block::data_bytes,
     core::{Core, Phase, space::Purpose},
     index::TailMark,
     rules::rules,
@@ -83,7 +84,25 @@ impl Core {
         } else {
             self.state_bytes(streams.len())
         };
-        (gain > 0 && gain >= 2 * cost).then_some(streams)
+        (gain > 0 && gain >= 2 * cost && self.states_fit(streams.len())).then_some(streams)
+    }
+
+    /// Whether there is room for these state entries at all. Each crash in a tail move costs what it had allowed for its entries; after very many
+    /// there may be none left, and then nobody is to wait for it.
+    fn states_fit(&self, streams: usize) -> bool {
+        if streams == 0 {
+            return true;
+        }
+        let count = u32::try_from(streams).unwrap_or(u32::MAX);
+        let one_block = self.ring.round_up(data_bytes(count, 0).unwrap_or(u64::MAX));
+        let bytes = if one_block <= self.config.block_bytes_max {
+            one_block
+        } else {
+            self.state_bytes(streams)
+        };
+        let left = self.ring.left_in_lap(self.head.lsn);
+        let skipped = if bytes > left { left } else { 0 };
+        self.head.lsn.plus(skipped + bytes) <= self.end_max(Purpose::State)
     }
 
     /// The streams with a trim that no state entry at or above `target` says.

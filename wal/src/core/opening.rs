@@ -1,11 +1,12 @@
 //! How a log that was found goes on: the header of the new epoch, and the gap before it.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 
 use crate::{
     StreamId,
-    block::BlockHeader,
-    core::StreamState,
+    block::{self, BlockHeader},
+    core::{Core, StreamState},
+    device::Write,
     header::{GAPS_MAX, Gap, Header},
     recovery::Scanned,
     rules::rules,
@@ -35,10 +36,12 @@ pub(super) struct Opening {
     pub(super) header: Header,
     /// Over the gap, if there is one.
     pub(super) pad: Option<BlockHeader>,
+    /// Pads over older gaps that are missing: an opening died before it wrote its own, or a late write of a dead process lies over it.
+    pub(super) mends: VecDeque<BlockHeader>,
 }
 
 /// The header of the new epoch. It begins at the old limit and allows no block yet, so an opening that writes none costs nothing.
-pub(super) fn opening(scanned: &Scanned, reservation_key: u64) -> Opening {
+pub(super) fn opening(scanned: &Scanned) -> Opening {
     let old = &scanned.header;
     let epoch = old.epoch + 1;
     let (end, start) = (scanned.end, old.limit);
@@ -59,11 +62,9 @@ pub(super) fn opening(scanned: &Scanned, reservation_key: u64) -> Opening {
             _ => (end.lsn, end.chain),
         };
         if gaps.len() == GAPS_MAX {
-            // The walk relies on its pad from now on, so it has to be there.
-            let forgotten = gaps
-                .iter()
-                .position(|gap| !scanned.padless.contains(gap))
-                .unwrap_or(0);
+            // The walk relies on its pad from now on, so it has to be there. Each opening writes those that are missing.
+            let has_pad = |gap: &Gap| scanned.padless.iter().all(|pad| pad.lsn != gap.from);
+            let forgotten = gaps.iter().position(has_pad).unwrap_or(0);
             gaps.remove(forgotten);
         }
         gaps.push(Gap {
@@ -80,9 +81,46 @@ pub(super) fn opening(scanned: &Scanned, reservation_key: u64) -> Opening {
         limit: start,
         // What the caller is shown after opening may never be cut off later, acknowledged or not.
         durable: if rules().epoch_gap { start } else { end.lsn },
-        reservation_key,
+        reservation_key: scanned.reservation_key,
         gaps,
         ..old.clone()
     };
-    Opening { header, pad }
+    // What is at the place of the new pad is written by that.
+    let is_older = |old: &&BlockHeader| pad.is_none_or(|pad| pad.lsn != old.lsn);
+    let mends = scanned.padless.iter().filter(is_older).copied().collect();
+    Opening { header, pad, mends }
+}
+
+impl Core {
+    /// The next pad of an old gap that is missing. Only when both header copies name the gap: a copy that is older would take the pad for proof that
+    /// it is too old.
+    pub(super) fn poll_mend(&mut self) -> Option<Write> {
+        if self.mend_in_flight.is_some() || self.update.is_some() {
+            return None;
+        }
+        let pad = self.mends.pop_front()?;
+        let mut buf = self.buffer(self.ring.unit());
+        block::encode_pad(self.ring, &pad, &mut buf);
+        let token = self.token();
+        self.mend_in_flight = Some(token);
+        Some(Write {
+            token,
+            offset: self.ring.physical(pad.lsn),
+            buf,
+        })
+    }
+
+    /// Old pads are being written: everything else waits.
+    pub(super) fn is_mending(&self) -> bool {
+        self.mend_in_flight.is_some()
+    }
+
+    /// Whether the token was that of an old pad.
+    pub(super) fn mend_done(&mut self, token: u64) -> bool {
+        let own = self.mend_in_flight == Some(token);
+        if own {
+            self.mend_in_flight = None;
+        }
+        own
+    }
 }

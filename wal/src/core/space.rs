@@ -11,7 +11,7 @@
 use crate::{
     Lsn, StreamId,
     block::{ENTRY_BYTES, data_bytes},
-    core::Core,
+    core::{Core, Stuck},
     rules::rules,
 };
 
@@ -42,8 +42,10 @@ pub struct Usage {
     pub streams: usize,
     /// The stream with the most live bytes, once the log is so full that somebody has to be refused.
     pub culprit: Option<StreamId>,
-    /// The LSN of a live record that is damaged and keeps the tail.
-    pub stuck_at: Option<Lsn>,
+    /// Live records that keep the tail and can't be read, so they can't be moved out of its way, in the order of the log. They are tried again.
+    pub stuck: Vec<Stuck>,
+    /// What was bad when it was read to be moved, and good when it was read again.
+    pub read_again: u64,
     /// How often the ring has been gone round.
     pub laps: u64,
     pub durable: Lsn,
@@ -65,7 +67,9 @@ impl Core {
     }
 
     fn state_room(&self) -> u64 {
-        2 * self.state_bytes(self.streams.len()) + 4 * self.ring.unit()
+        // Each crash in a tail move costs once what its entries take.
+        let crashes = self.ring.round_down(self.ring.bytes() / 128);
+        2 * self.state_bytes(self.streams.len()) + crashes.max(4 * self.ring.unit())
     }
 
     fn sync_room(&self) -> u64 {
@@ -146,7 +150,8 @@ impl Core {
             live_records: index.live_records(),
             streams: index.stream_count(),
             culprit,
-            stuck_at: self.relocation.stuck_at(),
+            stuck: self.stuck(),
+            read_again: self.relocation.read_again,
             laps: self.ring.lap(self.head.lsn),
             durable: self.acked.lsn,
         }

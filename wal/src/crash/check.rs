@@ -2,9 +2,9 @@
 
 use std::cell::RefCell;
 
-use super::model::{Held, Model, Snapshot, Violation, stream_id};
+use super::model::{Held, Model, Snapshot, Violation, stream_id, stream_number};
 use crate::{
-    Lsn, Seq, StreamId,
+    Lsn, Seq,
     block::{Block, BlockHeader, EntryKind},
     device::sim::SimDevice,
     error::OpenError,
@@ -26,13 +26,6 @@ pub fn scan_options() -> ScanOptions {
         segment_bytes: None,
         ..ScanOptions::default()
     }
-}
-
-/// The number behind a name of [`stream_id`].
-fn stream_number(id: StreamId, streams: usize) -> Option<usize> {
-    let raw = id.as_bytes().first_chunk::<8>()?;
-    let number = usize::try_from(u64::from_le_bytes(*raw)).ok()?;
-    (number < streams && stream_id(number) == id).then_some(number)
 }
 
 /// A record that the walk saw, and the block.

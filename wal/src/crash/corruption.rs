@@ -3,9 +3,12 @@
 //! There is one window in which no log on a single device can tell: the last acknowledged block, before a later block or the idle
 //! mark has said that it was acknowledged. There the report of the recovery must show the cut.
 
+use std::ops::Range;
+
 use super::{
     check,
     model::{Model, Snapshot, Violation},
+    rescue::{Known, Lying, lying},
     rng::Rng,
     session::{Plan, Session, formatted, used},
 };
@@ -34,11 +37,33 @@ pub struct Still {
     pub end: Lsn,
     /// The blocks from the tail to the end, the bytes that were written of each.
     pub blocks: Vec<(BlockHeader, u64)>,
+    /// Their records.
+    pub lying: Vec<Lying>,
+    /// Behind every so many damages the log is exported.
+    pub rescue_one_in: u64,
     /// What each place held before it was written last: what a lost write would leave.
     pub before: Image,
     /// Header copies, oldest first: both as they were after each update.
     pub headers: Vec<Copies>,
     pub rng: Rng,
+}
+
+/// Damage to be done to a log.
+struct Damage<'a> {
+    /// It lies where something is kept.
+    matters: bool,
+    what: String,
+    change: Box<dyn FnOnce(&mut Image) + 'a>,
+}
+
+impl<'a> Damage<'a> {
+    fn new(matters: bool, what: String, change: impl FnOnce(&mut Image) + 'a) -> Damage<'a> {
+        Damage {
+            matters,
+            what,
+            change: Box::new(change),
+        }
+    }
 }
 
 /// What became of damage.
@@ -50,6 +75,8 @@ pub struct Tally {
     pub reported: u64,
     /// Opened, nothing promised is missing, and the damage lies where nothing is kept.
     pub harmless: u64,
+    /// Records that came out of exports behind it.
+    pub rescued: u64,
 }
 
 impl Still {
@@ -115,9 +142,15 @@ impl Still {
         rng: Rng,
     ) -> Result<Still, Violation> {
         let image = device.durable();
-        let mut blocks = Vec::new();
-        let scanned = scan_with(device, &ScanOptions::default(), &mut |header, _| {
+        let (mut blocks, mut records) = (Vec::new(), Vec::new());
+        let ring = Ring::of(geometry).map_err(|error| Violation(error.to_string()))?;
+        let scanned = scan_with(device, &ScanOptions::default(), &mut |header, block| {
             blocks.push((*header, header.written_bytes(4096)));
+            records.extend(
+                block
+                    .map(|block| lying(ring, header, block))
+                    .unwrap_or_default(),
+            );
         })
         .map_err(|error| Violation(format!("a sound log is refused: {error}")))?;
         let (before, headers) = history(geometry, scanned.ring, events);
@@ -131,48 +164,69 @@ impl Still {
             tail: scanned.header.tail,
             end: scanned.end.lsn,
             blocks,
+            lying: records,
+            rescue_one_in: 1,
             before,
             headers,
             rng,
         })
     }
 
-    /// Opens `image` and says what became of the damage `what`. `matters`: it lies where something is kept.
-    pub fn judge(
-        &self,
-        image: Image,
-        matters: bool,
-        tally: &mut Tally,
-        what: impl FnOnce() -> String,
-    ) -> Result<(), Violation> {
-        let device = SimDevice::from_image(self.geometry, image);
-        self.judge_device(&device, matters, tally, what)
+    /// Does each damage to the log in turn, opens it and says what became of it.
+    fn try_all<'a>(
+        &'a self,
+        damages: impl Iterator<Item = Damage<'a>>,
+    ) -> Result<Tally, Violation> {
+        let mut tally = Tally::default();
+        for damage in damages {
+            let mut image = self.image.clone();
+            (damage.change)(&mut image);
+            let device = SimDevice::from_image(self.geometry, image);
+            self.judge(&device, &[], damage.matters, &mut tally, || damage.what)?;
+        }
+        Ok(tally)
     }
 
-    pub fn judge_device(
+    /// Opens `device`, says what became of the damage `what`, and exports it. `matters`: it lies where something is kept.
+    fn judge(
         &self,
         device: &SimDevice,
+        unreadable: &[Range<u64>],
         matters: bool,
         tally: &mut Tally,
         what: impl FnOnce() -> String,
     ) -> Result<(), Violation> {
         tally.tried += 1;
-        match check::recover(device, &self.model, &self.promised) {
-            Err(violation) => Err(Violation(format!("{}: silent: {violation}", what()))),
-            Ok(Err(_)) => {
-                tally.refused += 1;
-                Ok(())
+        let known = Known {
+            image: &self.image,
+            lying: &self.lying,
+            model: &self.model,
+            promised: &self.promised,
+        };
+        let fault = match check::recover(device, &self.model, &self.promised) {
+            Err(violation) => format!("silent: {violation}"),
+            Ok(Ok(recovered)) if matters && !says_so(&recovered.scanned.recovery) => {
+                "not a word about it".to_owned()
             }
-            Ok(Ok(recovered)) if says_so(&recovered.scanned.recovery) => {
-                tally.reported += 1;
-                Ok(())
+            Ok(outcome) => {
+                match outcome {
+                    Err(_) => tally.refused += 1,
+                    Ok(recovered) if says_so(&recovered.scanned.recovery) => tally.reported += 1,
+                    Ok(_) => tally.harmless += 1,
+                }
+                if !tally.tried.is_multiple_of(self.rescue_one_in) {
+                    return Ok(());
+                }
+                match known.rescue(device, unreadable) {
+                    Ok(records) => {
+                        tally.rescued += records;
+                        return Ok(());
+                    }
+                    Err(violation) => violation.0,
+                }
             }
-            Ok(Ok(_)) if matters => Err(Violation(format!("{}: not a word about it", what()))),
-            Ok(Ok(_)) => {
-                tally.harmless += 1;
-                Ok(())
-            }
-        }
+        };
+        Err(Violation(format!("{}: {fault}", what())))
     }
 
     /// The ring's bytes of the log, as (offset on the device, whether something is kept there).
@@ -191,101 +245,86 @@ impl Still {
     }
 
     /// One bit in every `step`th byte of the log and of both header copies.
-    pub fn flip_bits(&mut self, step: usize) -> Result<Tally, Violation> {
-        let mut tally = Tally::default();
+    pub fn flip_bits(&self, step: usize) -> Result<Tally, Violation> {
         let mut rng = self.rng.clone();
-        for (start, end, matters) in self.kept() {
-            for offset in (start..end).step_by(step) {
-                let bit = u32::try_from(rng.below(8)).unwrap_or(0);
-                let mut image = self.image.clone();
-                image.flip(offset, bit);
-                self.judge(image, matters, &mut tally, || {
-                    format!("bit {bit} of byte {offset} flipped")
-                })?;
-            }
-        }
-        for slot in Slot::BOTH {
-            for byte in (0..512).step_by(step) {
-                let mut image = self.image.clone();
-                image.flip(self.ring.header(slot) + byte, 1);
-                self.judge(image, true, &mut tally, || {
-                    format!("byte {byte} of copy {slot:?} flipped")
-                })?;
-            }
-        }
-        Ok(tally)
+        let of_log = self.kept().flat_map(|(start, end, matters)| {
+            (start..end).step_by(step).map(move |at| (at, matters))
+        });
+        let of_copies = Slot::BOTH.into_iter().flat_map(|slot| {
+            let start = self.ring.header(slot);
+            (start..start + 512).step_by(step).map(|at| (at, true))
+        });
+        self.try_all(of_log.chain(of_copies).map(|(offset, matters)| {
+            let bit = u32::try_from(rng.below(8)).unwrap_or(0);
+            let what = format!("bit {bit} of byte {offset} flipped");
+            Damage::new(matters, what, move |image| image.flip(offset, bit))
+        }))
+    }
+
+    /// The sectors of the log, with whether something is kept there.
+    fn sectors(&self, sector: usize) -> impl Iterator<Item = (u64, bool)> + '_ {
+        self.kept().flat_map(move |(start, end, matters)| {
+            let first = start - start % sector as u64;
+            (first..end).step_by(sector).map(move |at| (at, matters))
+        })
     }
 
     /// Every sector, of 512 and of 4096 bytes, holds what it held before, or zeros, or what belongs to another place.
-    pub fn lose_sectors(&mut self) -> Result<Tally, Violation> {
-        let mut tally = Tally::default();
+    pub fn lose_sectors(&self) -> Result<Tally, Violation> {
         let mut rng = self.rng.clone();
-        for sector in [512usize, 4096] {
-            let places: Vec<(u64, bool)> = self
-                .kept()
-                .flat_map(|(start, end, matters)| {
-                    let first = start - start % sector as u64;
-                    (first..end).step_by(sector).map(move |at| (at, matters))
-                })
-                .collect();
-            for (at, matters) in places {
-                let other = 4096 + rng.below((self.ring.bytes()) / sector as u64) * sector as u64;
-                let sources = [
-                    ("lost", self.before.to_vec(at, sector)),
-                    ("zeroed", vec![0; sector]),
-                    ("misdirected", self.image.to_vec(other, sector)),
-                ];
-                let now = self.image.to_vec(at, sector);
-                for (how, bytes) in sources {
-                    let mut image = self.image.clone();
+        let places = [512, 4096].into_iter().flat_map(|sector| {
+            self.sectors(sector)
+                .map(move |(at, matters)| (sector, at, matters))
+        });
+        self.try_all(places.flat_map(|(sector, at, matters)| {
+            let other = 4096 + rng.below(self.ring.bytes() / sector as u64) * sector as u64;
+            let sources = [
+                ("lost", self.before.to_vec(at, sector)),
+                ("zeroed", vec![0; sector]),
+                ("misdirected", self.image.to_vec(other, sector)),
+            ];
+            let now = self.image.to_vec(at, sector);
+            sources.map(|(how, bytes)| {
+                // It may hold the same bytes: then nothing has happened.
+                let matters = matters && bytes != now;
+                let what = format!("sector of {sector} at {at} {how}");
+                Damage::new(matters, what, move |image| {
                     image.write(at, &bytes, Landed::All);
-                    // It may hold the same bytes: then nothing has happened.
-                    let matters = matters && bytes != now;
-                    self.judge(image, matters, &mut tally, || {
-                        format!("sector of {sector} at {at} {how}")
-                    })?;
-                }
-            }
-        }
-        Ok(tally)
+                })
+            })
+        }))
     }
 
     /// Each block written to another block's place, its own place left as it was before: a write that was misdirected.
-    pub fn misdirect_blocks(&mut self) -> Result<Tally, Violation> {
-        let mut tally = Tally::default();
-        let data: Vec<(BlockHeader, u64)> = self
-            .blocks
-            .iter()
-            .copied()
-            .filter(|(header, _)| header.kind == BlockKind::Data)
-            .collect();
-        for (header, bytes) in &data {
+    pub fn misdirect_blocks(&self) -> Result<Tally, Violation> {
+        let data = self.blocks.iter().copied();
+        let data = data.filter(|(header, _)| header.kind == BlockKind::Data);
+        let ring_end = 4096 + self.ring.bytes();
+        let moves = data.flat_map(|(header, bytes)| {
             let from = self.ring.physical(header.lsn);
-            let len = usize::try_from(*bytes).unwrap_or(0);
-            for unit in 0..self.ring.bytes() / 4096 {
-                let to = 4096 + unit * 4096;
-                if to == from || to + bytes > 4096 + self.ring.bytes() {
-                    continue;
-                }
-                let mut image = self.image.clone();
+            let places = (4096..ring_end).step_by(4096);
+            places
+                .filter(move |to| *to != from && to + bytes <= ring_end)
+                .map(move |to| (header.lsn, from, to, bytes))
+        });
+        self.try_all(moves.map(|(lsn, from, to, bytes)| {
+            let len = usize::try_from(bytes).unwrap_or(0);
+            let what = format!("block {lsn} misdirected to byte {to}");
+            Damage::new(true, what, move |image| {
                 let block = image.to_vec(from, len);
                 image.write(from, &self.before.to_vec(from, len), Landed::All);
                 image.write(to, &block, Landed::All);
-                self.judge(image, true, &mut tally, || {
-                    format!("block {} misdirected to byte {to}", header.lsn)
-                })?;
-            }
-        }
-        Ok(tally)
+            })
+        }))
     }
 
     /// Each read of the recovery fails, brings a flipped bit or another place's bytes, once: the log opens whole all the same.
-    pub fn unsteady_reads(&mut self) -> Result<Tally, Violation> {
+    pub fn unsteady_reads(&self) -> Result<Tally, Violation> {
         let mut tally = Tally::default();
         let mut rng = self.rng.clone();
         let reads = {
             let device = SimDevice::from_image(self.geometry, self.image.clone());
-            self.judge_device(&device, false, &mut Tally::default(), String::new)?;
+            self.judge(&device, &[], false, &mut Tally::default(), String::new)?;
             device.operations().1
         };
         for read in 0..reads {
@@ -319,22 +358,17 @@ impl Still {
     }
 
     /// Each sector of the log can't be read: never an end of the log.
-    pub fn unreadable_sectors(&mut self) -> Result<Tally, Violation> {
+    pub fn unreadable_sectors(&self) -> Result<Tally, Violation> {
         let mut tally = Tally::default();
-        let places: Vec<(u64, bool)> = self
-            .kept()
-            .flat_map(|(start, end, matters)| {
-                (start..end).step_by(512).map(move |at| (at, matters))
-            })
-            .collect();
-        for (at, matters) in places {
-            let at = at - at % 512;
+        for (at, matters) in self.sectors(512) {
             let device = SimDevice::from_image(self.geometry, self.image.clone());
+            let bad = at..at + 512;
+            let unreadable = std::slice::from_ref(&bad);
             device.set_faults(Faults {
-                unreadable: std::iter::once(at..at + 512).collect(),
+                unreadable: unreadable.to_vec(),
                 ..Faults::default()
             });
-            self.judge_device(&device, matters, &mut tally, || {
+            self.judge(&device, unreadable, matters, &mut tally, || {
                 format!("byte {at} unreadable")
             })?;
         }
@@ -343,21 +377,40 @@ impl Still {
 
     /// Both header copies hold what they held at an earlier moment: a device that loses its newest writes. What was trimmed meanwhile may be
     /// back; what was promised is not missing, or the log is refused.
-    pub fn roll_headers_back(&mut self) -> Result<Tally, Violation> {
-        let mut tally = Tally::default();
-        for (age, (a, b)) in self.headers.iter().rev().enumerate() {
-            let mut image = self.image.clone();
-            image.write(self.ring.header(Slot::A), a, Landed::All);
-            image.write(self.ring.header(Slot::B), b, Landed::All);
-            self.judge(image, false, &mut tally, || {
-                format!("both header copies {age} updates old")
-            })?;
+    pub fn roll_headers_back(&self) -> Result<Tally, Violation> {
+        let copies = self.headers.iter().rev().enumerate();
+        self.try_all(copies.map(|(age, (a, b))| {
+            let what = format!("both header copies {age} updates old");
+            Damage::new(false, what, move |image| {
+                image.write(self.ring.header(Slot::A), a, Landed::All);
+                image.write(self.ring.header(Slot::B), b, Landed::All);
+            })
+        }))
+    }
+
+    /// Both header copies are gone, and each block in turn with them: the log is refused, and the rest comes out.
+    pub fn lose_headers(&self) -> Result<Tally, Violation> {
+        let places = self.blocks.iter().map(|(header, _)| header.lsn);
+        let lost = std::iter::once(None).chain(places.map(Some));
+        let tally = self.try_all(lost.map(|lsn| {
+            let what = format!("both header copies and block {lsn:?} zeroed");
+            Damage::new(true, what, move |image| {
+                let copies = Slot::BOTH.map(|slot| self.ring.header(slot));
+                let block = lsn.map(|lsn| self.ring.physical(lsn));
+                for at in copies.into_iter().chain(block) {
+                    image.write(at, &[0; 4096], Landed::All);
+                }
+            })
+        }))?;
+        if tally.refused == tally.tried {
+            Ok(tally)
+        } else {
+            Err(Violation(format!("opened without a header: {tally:?}")))
         }
-        Ok(tally)
     }
 
     /// The last block is damaged before anything says that it was acknowledged: refused, or the cut is where it was and says why.
-    pub fn window(&mut self) -> Result<Tally, Violation> {
+    pub fn window(&self) -> Result<Tally, Violation> {
         let mut tally = Tally::default();
         let (last, bytes) = *self
             .blocks

@@ -14,7 +14,7 @@ use crate::{
     error::OpenError,
     geometry::Slot,
     reader::read_block,
-    recovery::{EndReason, ScanOptions, scan},
+    recovery::{Case, EndReason, ScanOptions, scan},
 };
 
 /// Two histories of one log that part after a snapshot of its device, and a block of one of them in the other: it has the right
@@ -68,7 +68,7 @@ pub fn spliced(seed: u64) -> Result<(), Violation> {
 fn with_block(
     still: &Still,
     epoch_back: u64,
-    first_seq_ahead: u64,
+    first_seq_ahead: i64,
 ) -> Result<(SimDevice, Lsn, u64), Violation> {
     // How far the limit goes beyond the end hangs on the window that is drawn.
     let mut last = Err(Violation("never tried".to_owned()));
@@ -85,7 +85,7 @@ fn with_block_once(
     still: &Still,
     salt: u64,
     epoch_back: u64,
-    first_seq_ahead: u64,
+    first_seq_ahead: i64,
 ) -> Result<(SimDevice, Lsn, u64), Violation> {
     let mut rng = Rng::new(salt);
     let mut session = resume(still, &mut rng)?;
@@ -103,7 +103,7 @@ fn with_block_once(
     let entry = NewEntry {
         kind: EntryKind::Record,
         stream: stream_id(0),
-        seq: Seq::new(next + first_seq_ahead),
+        seq: Seq::new(next.saturating_add_signed(first_seq_ahead)),
         payload: vec![1; 100],
     };
     let mut buf = AlignedBuf::zeroed(4096);
@@ -141,6 +141,20 @@ pub fn skipped_number(seed: u64) -> Result<(), Violation> {
         Err(OpenError::Corrupt(_)) => Ok(()),
         other => Err(Violation(format!(
             "a number is missing, and nobody minds: {:?}",
+            other.map(|scanned| scanned.recovery)
+        ))),
+    }
+}
+
+/// A block that is sound in itself, with a number that its stream has given out before: what a second writer would leave, and what would be
+/// replayed twice.
+pub fn repeated_number(seed: u64) -> Result<(), Violation> {
+    let still = Still::young(seed)?;
+    let (device, _, _) = with_block(&still, 0, -1)?;
+    match scan(&device, &ScanOptions::default()) {
+        Err(OpenError::Corrupt(found)) if found.case == Case::J => Ok(()),
+        other => Err(Violation(format!(
+            "a number comes twice, and nobody minds: {:?}",
             other.map(|scanned| scanned.recovery)
         ))),
     }

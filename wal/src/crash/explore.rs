@@ -12,7 +12,7 @@ use super::{
     check,
     model::{Model, Violation},
     rng::Rng,
-    session::{NoSession, Plan, formatted, live},
+    session::{NoSession, Plan, formatted, live, used},
     states::{CrashState, Detail, Life},
 };
 use crate::{
@@ -30,7 +30,10 @@ pub struct Options {
     pub rules: Rules,
     /// Once in so many states the recovered log is used further and taken apart again; 0 for never.
     pub onward_one_in: u64,
-    /// The same for the lives of lives.
+    /// Once in so many states the recovered log is opened, used for some steps and recovered from another crash, which is not taken apart; 0 for
+    /// never.
+    pub go_on_one_in: u64,
+    /// As `onward_one_in`, for the lives of lives.
     pub onward_later_one_in: u64,
     /// Once in so many states one header copy is lost or rolled back before the recovery; 0 for never.
     pub header_one_in: u64,
@@ -45,6 +48,7 @@ impl Options {
     pub const CI: Options = Options {
         rules: Rules::ALL,
         onward_one_in: 400,
+        go_on_one_in: 12,
         onward_later_one_in: 2000,
         header_one_in: 5,
         one_in: 1,
@@ -55,6 +59,7 @@ impl Options {
     pub const SAMPLE: Options = Options {
         rules: Rules::ALL,
         onward_one_in: 40,
+        go_on_one_in: 40,
         onward_later_one_in: 400,
         header_one_in: 3,
         one_in: 6,
@@ -71,6 +76,8 @@ pub struct Seen {
     pub lives: u64,
     /// States in which a log was opened after a crash in its opening or later.
     pub second_crashes: u64,
+    /// States that went on without being taken apart again.
+    pub went_on: u64,
     /// States with one header copy lost or rolled back.
     pub header_faults: u64,
     /// Lives in which a write of a dead owner landed late.
@@ -86,6 +93,7 @@ impl Seen {
         self.states += other.states;
         self.lives += other.lives;
         self.second_crashes += other.second_crashes;
+        self.went_on += other.went_on;
         self.header_faults += other.header_faults;
         self.late_writes += other.late_writes;
         self.islands += other.islands;
@@ -203,6 +211,9 @@ impl Explorer {
         if !self.late_header && rng.one_in(self.options.header_one_in) {
             self.header_fault(life, model, state, rng)?;
         }
+        if rng.one_in(self.options.go_on_one_in) {
+            self.go_on(life, model, state, rng)?;
+        }
         let one_in = if depth == 0 {
             self.options.onward_one_in
         } else {
@@ -235,6 +246,37 @@ impl Explorer {
             }
             Err(error) => Err(Violation(format!("refused after a mere crash: {error}"))),
         }
+    }
+
+    /// The log is opened, appended to, trimmed and perhaps closed and opened again; then the power goes once more.
+    fn go_on(
+        &mut self,
+        life: &Life,
+        model: &Model,
+        state: &CrashState<'_>,
+        rng: &mut Rng,
+    ) -> Result<(), Violation> {
+        let device = SimDevice::from_image(life.geometry, state.image.clone());
+        let plan = Plan::a_few_steps(&self.plan, rng);
+        let session = match used(&plan, &device, model.back_at(state.promised), rng) {
+            Err(NoSession::Refused(_)) if self.late_header => {
+                self.seen.refused_after_late_header += 1;
+                return Ok(());
+            }
+            session => session?,
+        };
+        let (device, model, _) = session.left();
+        let after = SimDevice::from_image(life.geometry, device.durable());
+        let promised = model.snapshot();
+        self.seen.states += 1;
+        self.seen.went_on += 1;
+        let recovered = check::recover(&after, &model, &promised);
+        let violation = match recovered {
+            Ok(Ok(_)) => return Ok(()),
+            Ok(Err(error)) => error.to_string(),
+            Err(violation) => violation.0,
+        };
+        Err(Violation(format!("went on, and then: {violation}")))
     }
 
     /// The log is used further; then that life is taken apart as well.

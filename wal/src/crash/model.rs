@@ -71,6 +71,13 @@ pub fn stream_id(stream: usize) -> StreamId {
     StreamId::new(id)
 }
 
+/// The number behind a name of [`stream_id`].
+pub fn stream_number(id: StreamId, streams: usize) -> Option<usize> {
+    let raw = id.as_bytes().first_chunk::<8>()?;
+    let number = usize::try_from(u64::from_le_bytes(*raw)).ok()?;
+    (number < streams && stream_id(number) == id).then_some(number)
+}
+
 impl Model {
     pub fn new(streams: usize) -> Model {
         Model {

@@ -1,7 +1,7 @@
 //! Drives the log's state machine on a simulated device and keeps the model beside it: the same code as in the product, with the
 //! writer's thread, clock and kernel replaced by choices from a seed.
 
-use std::collections::HashMap;
+use std::{collections::HashMap, io};
 
 use super::{
     check,
@@ -10,16 +10,16 @@ use super::{
     states::Life,
 };
 use crate::{
-    AlignedBuf, LogId, Lsn, Seq,
+    AlignedBuf, LogId, Seq,
     core::{Core, CoreConfig, Effect, Output},
     device::{
-        Device, DeviceGeometry,
+        DeviceGeometry,
         sim::{Event, Image, SimDevice, mixed},
     },
     error::{AppendError, OpenError, Stopped},
     format::{FormatOptions, format},
     geometry::Ring,
-    reader::read_block,
+    reader::{read_block, read_stretch},
 };
 
 const WALL_MS: u64 = 1_700_000_000_000;
@@ -58,6 +58,17 @@ impl Plan {
             depth: 1 + rng.index(3),
             reopen_one_in: 150,
             lying: false,
+        }
+    }
+
+    /// Some steps after a crash.
+    pub fn a_few_steps(first: &Plan, rng: &mut Rng) -> Plan {
+        Plan {
+            bytes: (2 + rng.below(10)) * 4096,
+            steps_max: 24,
+            depth: 1 + rng.index(3),
+            reopen_one_in: 20,
+            ..*first
         }
     }
 
@@ -141,6 +152,8 @@ pub struct Session {
     written: u64,
     /// Reads of the relocation.
     pub relocations: u64,
+    /// The last of them went wrong.
+    bad_read: bool,
     /// The log has said that something is damaged.
     pub reported: bool,
     /// The log has said that another owner stopped it.
@@ -166,7 +179,6 @@ impl Session {
             depth: plan.depth,
             window_bytes_min: rng.one_in(2).then(|| 4096 * (1 + rng.below(4))),
             window_bytes_max: rng.one_in(2).then(|| 4096 * (4 + rng.below(8))),
-            reservation_key: 0,
         };
         let (ring, id) = (scanned.ring, scanned.header.id);
         let mut session = Session {
@@ -185,6 +197,7 @@ impl Session {
             marks: Vec::new(),
             written: 0,
             relocations: 0,
+            bad_read: false,
             reported: false,
             fenced: false,
         };
@@ -221,12 +234,32 @@ impl Session {
                     offset,
                     bytes,
                 }) => {
-                    let mut buf = AlignedBuf::zeroed(usize::try_from(bytes).unwrap_or(0));
                     self.mark();
-                    let read = self.device.read_at(offset, buf.as_mut_slice());
+                    let read = read_stretch(&self.device, offset, bytes);
                     self.relocations += 1;
-                    self.core.read_done(token, read.map(|()| buf));
+                    let read = self.unsteady(read);
+                    self.core.read_done(token, read);
                 }
+            }
+        }
+    }
+
+    /// Now and then a read brings something else or nothing, once: the log has to read again, and to notice nothing beyond.
+    fn unsteady(&mut self, read: io::Result<AlignedBuf>) -> io::Result<AlignedBuf> {
+        let mut buf = read?;
+        // Two in a row would be damage.
+        let was_bad = std::mem::replace(&mut self.bad_read, false);
+        let draw = mixed(self.written ^ self.relocations << 32);
+        if self.plan.lying || was_bad || !draw.is_multiple_of(4) {
+            return Ok(buf);
+        }
+        self.bad_read = true;
+        let at = usize::try_from(draw >> 8).unwrap_or(0) % buf.len().max(1);
+        match draw >> 2 & 1 {
+            0 => Err(io::Error::from_raw_os_error(libc::EIO)),
+            _ => {
+                buf.as_mut_slice()[at] ^= 1;
+                Ok(buf)
             }
         }
     }
@@ -266,9 +299,9 @@ impl Session {
                     };
                 }
                 Effect::Durable { buf, .. } => self.core.recycle(buf),
-                Effect::Damaged { lsn } if self.plan.lying => self.reported |= lsn >= Lsn::ZERO,
-                Effect::Damaged { lsn } => {
-                    return Err(Violation(format!("live record at {lsn} found damaged")));
+                Effect::Damaged(_) if self.plan.lying => self.reported = true,
+                Effect::Damaged(stuck) => {
+                    return Err(Violation(format!("live records found damaged: {stuck:?}")));
                 }
                 Effect::Stopped(why) => {
                     self.state = State::Stopped;
@@ -504,21 +537,7 @@ pub fn live(
     let mut session = Session::open(&device, plan, model, rng)?;
     session.marks.insert(0, (0, before));
     session.marks.dedup_by_key(|(at, _)| *at);
-    for _ in 0..plan.steps_max {
-        if session.written >= plan.bytes || session.state == State::Stopped {
-            break;
-        }
-        if rng.one_in(plan.reopen_one_in) && session.state == State::Running {
-            session.close()?;
-            if session.state != State::Closed {
-                let fault = format!("close did not end: {:?}", session.core);
-                return Err(NoSession::Broken(Violation(fault)));
-            }
-            session = session.reopened(rng)?;
-        }
-        session.step(rng)?;
-    }
-    Ok(session.life(start))
+    Ok(session.live_on(rng)?.life(start))
 }
 
 /// Opens a log and uses it as planned, without an account of it.
@@ -528,17 +547,29 @@ pub fn used(
     model: Model,
     rng: &mut Rng,
 ) -> Result<Session, NoSession> {
-    let mut session = Session::open(device, plan, model, rng)?;
-    for _ in 0..plan.steps_max {
-        if session.written >= plan.bytes || session.state == State::Stopped {
-            break;
-        }
-        session.step(rng)?;
-    }
-    Ok(session)
+    Session::open(device, plan, model, rng)?.live_on(rng)
 }
 
 impl Session {
+    /// Uses the log as planned.
+    fn live_on(mut self, rng: &mut Rng) -> Result<Session, NoSession> {
+        for _ in 0..self.plan.steps_max {
+            if self.written >= self.plan.bytes || self.state == State::Stopped {
+                break;
+            }
+            if rng.one_in(self.plan.reopen_one_in) && self.state == State::Running {
+                self.close()?;
+                if self.state != State::Closed {
+                    let fault = format!("close did not end: {:?}", self.core);
+                    return Err(NoSession::Broken(Violation(fault)));
+                }
+                self = self.reopened(rng)?;
+            }
+            self.step(rng)?;
+        }
+        Ok(self)
+    }
+
     /// Opens the log anew and goes on with the record of what went on.
     fn reopened(mut self, rng: &mut Rng) -> Result<Session, NoSession> {
         self.mark();

@@ -192,8 +192,8 @@ fn describe(ring: Option<Ring>, event: &Event) -> String {
     }
 }
 
-/// The name of the log that a block says it belongs to.
-fn log_id(block: &[u8]) -> LogId {
+/// The name of the log that a block or a header copy says it belongs to.
+pub(super) fn log_id(block: &[u8]) -> LogId {
     let raw = block.get(16..).and_then(|rest| rest.first_chunk());
     LogId::new(raw.copied().unwrap_or_default())
 }

@@ -5,7 +5,7 @@ use std::sync::Mutex;
 use super::{
     corruption::Still,
     explore::{self, Options},
-    mutations::{self, TRIALS, Verdict},
+    mutations::{self, Mutation, TRIALS, Verdict},
 };
 use crate::rules::Rules;
 
@@ -21,21 +21,30 @@ fn a_seed_is_always_the_same_seed() {
 
 #[test]
 fn damage_of_every_kind_at_every_sector_is_reported() {
-    for seed in 1..=4 {
+    run_on_two_threads(4, |index| {
+        let seed = index as u64 + 1;
         let mut log = Still::new(seed, true).expect("sound");
+        log.rescue_one_in = 4;
+        let flips = log.flip_bits(3);
+        log.rescue_one_in = 1;
         let tallies = [
-            ("flipped bits", log.flip_bits(3)),
+            ("flipped bits", flips),
             ("sectors", log.lose_sectors()),
             ("blocks", log.misdirect_blocks()),
             ("reads", log.unsteady_reads()),
             ("unreadable", log.unreadable_sectors()),
             ("headers", log.roll_headers_back()),
+            ("no headers", log.lose_headers()),
         ];
         for (what, tally) in tallies {
             let tally = tally.unwrap_or_else(|violation| panic!("seed {seed}: {violation}"));
             assert!(tally.tried > 0, "{what}: nothing was tried");
+            assert!(
+                what == "reads" || tally.rescued > 0,
+                "{what}: nothing came out"
+            );
         }
-    }
+    });
 }
 
 #[test]
@@ -72,7 +81,8 @@ fn each_rule_is_missed_when_it_is_off() {
             (mutation, verdict)
         })
         .collect();
-    println!("{}", mutations::table(&verdicts));
+    let rules: Vec<&Mutation> = verdicts.iter().map(|(mutation, _)| mutation).collect();
+    println!("{}", mutations::table(rules));
     let mut missed = Vec::new();
     for (mutation, verdict) in &verdicts {
         match verdict {
@@ -81,6 +91,57 @@ fn each_rule_is_missed_when_it_is_off() {
         }
     }
     assert!(missed.is_empty(), "nobody notices when off: {missed:?}");
+}
+
+/// The table in docs/wal.md is the one of the code, line by line.
+#[test]
+fn the_documentation_has_the_table_of_the_rules() {
+    let all = mutations::all();
+    let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../docs/wal.md");
+    let text = std::fs::read_to_string(path).expect("docs/wal.md");
+    let table = mutations::table(&all);
+    let begin = table.lines().next().expect("a head");
+    let documented: Vec<&str> = text
+        .lines()
+        .skip_while(|line| *line != begin)
+        .take_while(|line| line.starts_with('|'))
+        .collect();
+    assert_eq!(
+        documented,
+        table.lines().collect::<Vec<_>>(),
+        "the table should be:\n{table}"
+    );
+}
+
+/// Each row of the checklist has a rule.
+#[test]
+fn the_checklist_is_complete() {
+    let rows = [
+        "torn write",
+        "stale lap",
+        "bad middle vs end",
+        "header",
+        "ordering",
+        "volatile cache",
+        "failed write/flush",
+        "short write",
+        "ring full",
+        "device shrinks/grows/replaced",
+        "512 vs 4096",
+        "read back",
+        "clock",
+        "second instance, same host",
+        "second instance, other host",
+        "double replay",
+        "partial batch",
+    ];
+    let all = mutations::all();
+    for row in rows {
+        assert!(all.iter().any(|rule| rule.row == row), "{row}");
+    }
+    for rule in &all {
+        assert!(rows.contains(&rule.row), "{}", rule.row);
+    }
 }
 
 /// Runs `act` for each number below `count`, two at a time, and fails if one does.

@@ -27,6 +27,7 @@ use crate::geometry::{Ring, Slot};
 use crate::guard::{self, FenceOptions, Fencing, Guard, GuardError, Unfenced};
 use crate::header::Header;
 use crate::reservation::{Preempt, ReservationKey};
+use crate::rules::rules;
 
 /// What a file is read and written in: no file system in use asks for more, and the header copies keep their distance.
 const FILE_SECTOR: u32 = 4096;
@@ -36,10 +37,11 @@ const CLAIM_PAUSE: Duration = Duration::from_millis(20);
 /// How a device is written.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Method {
-    /// io_uring where the kernel allows it, else `pwritev2`: on files and on devices io_uring measured better.
+    /// io_uring where the kernel allows it, else `pwritev2`: with several writes in flight io_uring measured better on files and on devices. One
+    /// that is alone goes to a file by `pwritev2`, to a device by io_uring.
     #[default]
     Best,
-    /// io_uring, or the device is not opened.
+    /// The same, but without io_uring the device is not opened.
     IoUring,
     /// `pwritev2` with `RWF_DSYNC`.
     Pwritev2,
@@ -269,6 +271,10 @@ fn claim(path: &Path, patience: Duration) -> Result<(File, DeviceKind), DeviceEr
 }
 
 fn claim_once(path: &Path, kind: DeviceKind) -> Result<File, DeviceError> {
+    if !rules().exclusive {
+        let file = OpenOptions::new().read(true).write(true).open(path);
+        return file.map_err(|error| cannot_open(path, error));
+    }
     // On a device O_EXCL is a claim of the kernel's own, against file systems and tools as well.
     let exclusive = match kind {
         DeviceKind::File => OFlags::empty(),
@@ -402,12 +408,6 @@ impl DirectDevice {
             Access::Read => None,
         }
     }
-
-    /// The key to be put into the log's header, 0 without a reservation.
-    pub fn reservation_key(&self) -> u64 {
-        let key = self.guard().and_then(Guard::reservation_key);
-        key.map_or(0, ReservationKey::get)
-    }
 }
 
 impl fmt::Debug for DirectDevice {
@@ -442,6 +442,11 @@ impl Device for DirectDevice {
         }
     }
 
+    fn reservation_key(&self) -> u64 {
+        let key = self.guard().and_then(Guard::reservation_key);
+        key.map_or(0, ReservationKey::get)
+    }
+
     fn read_at(&self, offset: u64, buf: &mut [u8]) -> io::Result<()> {
         self.file.read_exact_at(buf, offset)
     }
@@ -453,7 +458,10 @@ impl Device for DirectDevice {
     fn queue(&self, depth: usize) -> io::Result<Box<dyn WriteQueue>> {
         Ok(match &self.access {
             Access::Read => return Err(io::ErrorKind::ReadOnlyFilesystem.into()),
-            Access::Write { io_uring: true, .. } => Box::new(UringQueue::new(&self.file, depth)?),
+            Access::Write { io_uring: true, .. } => {
+                let on_the_spot = self.facts.kind == DeviceKind::File;
+                Box::new(UringQueue::new(&self.file, depth, on_the_spot)?)
+            }
             Access::Write {
                 io_uring: false, ..
             } => Box::new(PwriteQueue::new(&self.file, depth)?),

@@ -19,7 +19,7 @@ use super::{Completion, Write, WriteQueue};
 const DROP_PATIENCE: Duration = Duration::from_secs(30);
 
 /// Writes once. Not repeated when it is short or fails: that is for the log to judge.
-fn write(file: &File, write: Write) -> Completion {
+pub(super) fn write(file: &File, write: Write) -> Completion {
     let result = loop {
         let bytes = [IoSlice::new(write.buf.as_slice())];
         match rustix::io::pwritev2(file, &bytes, write.offset, ReadWriteFlags::DSYNC) {

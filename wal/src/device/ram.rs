@@ -149,6 +149,10 @@ impl Device for RamDevice {
         }
     }
 
+    fn reservation_key(&self) -> u64 {
+        0
+    }
+
     fn read_at(&self, offset: u64, buf: &mut [u8]) -> io::Result<()> {
         let state = self.lock();
         let range = state.range(offset, buf.len())?;

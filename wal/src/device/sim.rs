@@ -388,6 +388,10 @@ impl Device for SimDevice {
         }
     }
 
+    fn reservation_key(&self) -> u64 {
+        0
+    }
+
     fn read_at(&self, offset: u64, buf: &mut [u8]) -> io::Result<()> {
         self.lock().read(offset, buf, self.geometry)
     }

@@ -390,6 +390,10 @@ impl Device for Holed {
         self.inner.info()
     }
 
+    fn reservation_key(&self) -> u64 {
+        self.inner.reservation_key()
+    }
+
     fn read_at(&self, offset: u64, buf: &mut [u8]) -> io::Result<()> {
         assert_eq!(buf.as_ptr().align_offset(512), 0, "direct I/O");
         let end = offset + u64::try_from(buf.len()).expect("small");

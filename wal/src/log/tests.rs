@@ -2,7 +2,10 @@
 
 use super::*;
 use crate::{
-    device::ram::{RamDevice, RamFault},
+    device::{
+        Completion, DeviceGeometry, DeviceInfo, Write, WriteQueue,
+        ram::{RamDevice, RamFault},
+    },
     error::ReadError,
     format::{FormatOptions, format},
 };
@@ -287,4 +290,123 @@ async fn a_trim_lets_waiting_records_through() {
         .await
         .expect_err("trimmed");
     assert!(matches!(error, ReadError::Trimmed(below) if below == Seq::new(appended)));
+}
+
+/// A device that counts the writes that are alone, and fails those from one on.
+#[derive(Debug)]
+struct Alone {
+    inner: RamDevice,
+    fails_from: usize,
+    count: Arc<AtomicUsize>,
+}
+
+struct AloneQueue {
+    inner: Box<dyn WriteQueue>,
+    fails_from: usize,
+    count: Arc<AtomicUsize>,
+    failed: Vec<Completion>,
+}
+
+impl Device for Alone {
+    fn geometry(&self) -> DeviceGeometry {
+        self.inner.geometry()
+    }
+
+    fn info(&self) -> DeviceInfo {
+        self.inner.info()
+    }
+
+    fn reservation_key(&self) -> u64 {
+        self.inner.reservation_key()
+    }
+
+    fn read_at(&self, offset: u64, buf: &mut [u8]) -> std::io::Result<()> {
+        self.inner.read_at(offset, buf)
+    }
+
+    fn sync(&self) -> std::io::Result<()> {
+        self.inner.sync()
+    }
+
+    fn queue(&self, depth: usize) -> std::io::Result<Box<dyn WriteQueue>> {
+        Ok(Box::new(AloneQueue {
+            inner: self.inner.queue(depth)?,
+            fails_from: self.fails_from,
+            count: Arc::clone(&self.count),
+            failed: Vec::new(),
+        }))
+    }
+}
+
+impl WriteQueue for AloneQueue {
+    fn submit(&mut self, write: Write) {
+        self.inner.submit(write);
+    }
+
+    fn submit_alone(&mut self, write: Write) {
+        if self.count.fetch_add(1, Ordering::SeqCst) < self.fails_from {
+            return self.inner.submit(write);
+        }
+        self.failed.push(Completion {
+            token: write.token,
+            result: Err(std::io::Error::from_raw_os_error(libc::EIO)),
+            buf: write.buf,
+        });
+    }
+
+    fn wait(
+        &mut self,
+        timeout: Option<Duration>,
+        done: &mut Vec<Completion>,
+    ) -> std::io::Result<()> {
+        if self.failed.is_empty() {
+            return self.inner.wait(timeout, done);
+        }
+        done.append(&mut self.failed);
+        Ok(())
+    }
+
+    fn waker(&self) -> Waker {
+        self.inner.waker()
+    }
+}
+
+#[tokio::test]
+async fn one_who_appends_alone_is_written_alone_and_a_failure_there_stops_the_log() {
+    const FAILS_FROM: usize = 20;
+    let inner = device(1024);
+    let count = Arc::new(AtomicUsize::new(0));
+    let alone: Arc<dyn Device> = Arc::new(Alone {
+        inner: inner.clone(),
+        fails_from: FAILS_FROM,
+        count: Arc::clone(&count),
+    });
+    let (wal, _) = Wal::open(alone, options()).await.expect("opens");
+    let mut acknowledged = 0;
+    let error = loop {
+        match wal
+            .append(stream(1), Bytes::from_static(b"on the spot"))
+            .await
+        {
+            Ok(appended) => {
+                assert_eq!(appended.seq, Seq::new(acknowledged));
+                acknowledged += 1;
+                assert!(acknowledged < 1000, "no write was alone");
+            }
+            Err(error) => break error,
+        }
+    };
+    assert!(matches!(
+        error,
+        AppendError::Stopped(Stopped::Poisoned { .. })
+    ));
+    assert_eq!(count.load(Ordering::SeqCst), FAILS_FROM + 1);
+    drop(wal);
+    // What was acknowledged is there, and nothing else was.
+    let wal = open(&inner).await;
+    let records = wal
+        .read(stream(1), Seq::ZERO, 1 << 20)
+        .await
+        .expect("sound");
+    assert_eq!(records.len() as u64, acknowledged);
 }

@@ -114,7 +114,7 @@ fn choose_newer(a: Header, b: Header) -> Result<(Slot, HeaderCase, Header), Open
             "two different header copies have the same age: two writers".to_owned()
         };
         return Err(OpenError::Corrupt(Box::new(Corruption {
-            case: Case::H,
+            case: Case::Headers,
             at: a.tail,
             offset: 0,
             found,

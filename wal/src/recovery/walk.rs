@@ -21,7 +21,7 @@ use crate::{
 pub(super) struct Walked {
     pub(super) index: Index,
     pub(super) states: Vec<(StreamId, Lsn, Seq)>,
-    pub(super) padless: Vec<Gap>,
+    pub(super) padless: Vec<BlockHeader>,
     pub(super) last_gap: Option<(Gap, u32)>,
     pub(super) end: End,
     pub(super) chain: u32,
@@ -44,7 +44,7 @@ pub(super) struct Walk<'w, 'v> {
     epoch: u64,
     index: Index,
     states: BTreeMap<StreamId, (Lsn, Seq)>,
-    padless: Vec<Gap>,
+    padless: Vec<BlockHeader>,
     last_gap: Option<(Gap, u32)>,
     /// Damaged records of acknowledged blocks, with their block.
     damaged: Vec<(StreamId, Seq, Lsn)>,
@@ -52,6 +52,8 @@ pub(super) struct Walk<'w, 'v> {
     records: u64,
     padding_damaged: u64,
     read_again: u64,
+    /// What is known of the block at the end: see [`End::torn_bytes`].
+    torn_bytes: u64,
 }
 
 /// What lies at the place of the next block.
@@ -112,6 +114,7 @@ impl<'w, 'v> Walk<'w, 'v> {
             records: 0,
             padding_damaged: 0,
             read_again: 0,
+            torn_bytes: 0,
         }
     }
 
@@ -182,7 +185,7 @@ impl<'w, 'v> Walk<'w, 'v> {
         let pad = BlockHeader::gap_pad(self.header.id, gap.epoch, gap.from, gap.to, self.chain);
         let bytes = self.window.get(self.at, self.ring.unit())?;
         if BlockHeader::decode(self.ring, self.header.id, bytes) != Ok(pad) {
-            self.padless.push(gap);
+            self.padless.push(pad);
         }
         self.index.begin_block(self.at, self.chain);
         if let Some(visitor) = &mut self.visitor {
@@ -197,6 +200,7 @@ impl<'w, 'v> Walk<'w, 'v> {
     }
 
     fn look(&mut self) -> io::Result<Found> {
+        self.torn_bytes = 0;
         let (ring, header, at) = (self.ring, self.header, self.at);
         // At the limit only what would prove the header too old is of interest, and there is none if the ring is full.
         if at.since(header.tail) >= ring.bytes() {
@@ -228,6 +232,7 @@ impl<'w, 'v> Walk<'w, 'v> {
         if place(ring, at, &block) != Place::Here && rules().stale_lap {
             return Ok(Found::Not(EndReason::Stale(block.lsn)));
         }
+        self.torn_bytes = block.bytes;
         let follows = !rules().chain || block.chain == self.chain;
         if !follows || (rules().epoch_order && block.epoch < self.epoch) {
             return Ok(Found::Not(EndReason::Chain));
@@ -350,7 +355,7 @@ impl<'w, 'v> Walk<'w, 'v> {
         let in_run = run.and_then(|(stream, run)| (stream == entry.stream).then(|| run.end()));
         let next = in_run.or_else(|| self.index.usage_of(entry.stream).map(|usage| usage.next));
         match next {
-            Some(next) if entry.seq < next && rules().dense => Err(self.corrupt(
+            Some(next) if entry.seq < next && rules().once => Err(self.corrupt(
                 Case::J,
                 self.at,
                 format!(
@@ -408,8 +413,22 @@ impl<'w, 'v> Walk<'w, 'v> {
                 Case::D
             },
             at: self.at,
+            offset: self.ring.physical(self.at),
             reason,
+            torn_bytes: match reason {
+                // Nothing of this log and lap begins here.
+                EndReason::Limit
+                | EndReason::Foreign
+                | EndReason::OtherLog(_)
+                | EndReason::Stale(_) => 0,
+                EndReason::HeaderChecksum
+                | EndReason::Directory
+                | EndReason::Payload
+                | EndReason::Chain
+                | EndReason::Unreadable => self.torn_bytes.max(self.ring.unit()),
+            },
             islands,
+            is_cut_unread: false,
         };
         let refuse = |at: Lsn| OpenError::Unreadable {
             at,
@@ -428,7 +447,10 @@ impl<'w, 'v> Walk<'w, 'v> {
                 Err(refuse(self.at))
             }
             Evidence::None(islands) => Ok(end(islands)),
-            Evidence::Unreadable { .. } => Ok(end(Islands::default())),
+            Evidence::Unreadable { .. } => Ok(End {
+                is_cut_unread: true,
+                ..end(Islands::default())
+            }),
         }
     }
 

@@ -2,7 +2,8 @@
 
 use anyhow::{Context as _, Result};
 use everlog_wal::error::OpenError;
-use everlog_wal::recovery::{Case, HeaderCase, Recovery, ScanOptions, scan};
+use everlog_wal::header::CopyFault;
+use everlog_wal::recovery::{Case, HeaderCase, Recovery, ScanOptions, inspect};
 use serde::Serialize;
 
 use super::Outcome;
@@ -39,12 +40,8 @@ pub(super) fn check(args: &CheckArgs) -> Result<Outcome> {
     let _claim = claim_to_read(&args.path)?;
     let device = super::open_to_read(&args.path)?;
     // Nothing is written, so nothing is made durable either: the next owner does that before it decides.
-    let options = ScanOptions {
-        sync: false,
-        ..ScanOptions::default()
-    };
-    let checked = match scan(&device, &options) {
-        Ok(scanned) => of(&scanned.recovery),
+    let checked = match inspect(&device, &ScanOptions::default(), &mut |_, _| {}) {
+        Ok(found) => of(&found.recovery),
         Err(err) => match refused(&err) {
             Some(checked) => checked,
             None => return Err(err).with_context(|| format!("{}", args.path.display())),
@@ -70,16 +67,26 @@ fn of(recovery: &Recovery) -> Checked {
         live_records: recovery.live_records,
         live_bytes: recovery.live_bytes,
         streams: recovery.streams,
-        case: Some(format!("{:?}", recovery.end.case)),
+        case: Some(recovery.end.case.to_string()),
         tail: Some(recovery.tail.get()),
         end: Some(recovery.end.at.get()),
         dropped_blocks: recovery.end.islands.blocks,
         ..Checked::default()
     };
     if let HeaderCase::OneDamaged { damaged, fault } = recovery.header_case {
-        checked.damage.push(format!(
-            "header copy {damaged:?}: {fault}; the other one is sound and the next opening mends it"
-        ));
+        let said = format!(
+            "header copy {damaged:?}: {fault}; the other one is sound and the next opening writes it again"
+        );
+        match fault {
+            // No crash does that.
+            CopyFault::Misplaced { .. } | CopyFault::Unreadable => checked.damage.push(said),
+            CopyFault::Foreign
+            | CopyFault::Checksum
+            | CopyFault::Version(_)
+            | CopyFault::Nonsense => checked.notes.push(format!(
+                "{said}. A crash while it was written leaves that; if there was none, look at the device"
+            )),
+        }
     }
     if recovery.padding_damaged > 0 {
         checked.damage.push(format!(
@@ -101,8 +108,12 @@ fn of(recovery: &Recovery) -> Checked {
     match end.case {
         Case::C if recovery.clean => {}
         Case::C | Case::D => checked.notes.push(format!(
-            "the log was not closed; it ends at LSN {} ({}), and {} blocks that were in flight are dropped",
-            end.at, end.reason, end.islands.blocks
+            "the log was not closed; it ends at LSN {}, byte {} of the device ({}). {} there that was in flight is dropped when it is opened: \
+             nothing says that it was acknowledged",
+            end.at,
+            end.offset,
+            end.reason,
+            short_bytes(end.torn_bytes + end.islands.bytes)
         )),
         _ => checked
             .notes
@@ -127,10 +138,9 @@ fn of(recovery: &Recovery) -> Checked {
 /// What is damage and not a failure to look.
 fn refused(err: &OpenError) -> Option<Checked> {
     let (case, at) = match err {
-        OpenError::Corrupt(corruption) => (
-            Some(format!("{:?}", corruption.case)),
-            Some(corruption.at.get()),
-        ),
+        OpenError::Corrupt(corruption) => {
+            (Some(corruption.case.to_string()), Some(corruption.at.get()))
+        }
         OpenError::HeadersLost { .. } | OpenError::DeviceChanged(_) => (None, None),
         // Nothing says that what is there had been acknowledged, and nothing says that it had not.
         OpenError::Unreadable { .. } => (Some("K".to_owned()), None),

@@ -7,7 +7,7 @@ use everlog_wal::block::{Block, BlockHeader};
 use everlog_wal::device::{DeviceKind, DirectDevice};
 use everlog_wal::error::OpenError;
 use everlog_wal::header::Header;
-use everlog_wal::recovery::{HeaderCase, ScanOptions, Scanned, read_headers, scan_with};
+use everlog_wal::recovery::{HeaderCase, Inspected, ScanOptions, inspect, read_headers};
 use everlog_wal::{Device as _, Lsn};
 use serde::Serialize;
 
@@ -114,11 +114,8 @@ pub(super) fn info(args: &InfoArgs) -> Result<Outcome> {
 /// When the blocks were written, in the order of the log.
 type Ages = Vec<(Lsn, u64)>;
 
-fn look(device: &DirectDevice, in_use: bool) -> Result<(Scanned, Ages), OpenError> {
-    let options = ScanOptions {
-        sync: false,
-        ..ScanOptions::default()
-    };
+fn look(device: &DirectDevice, in_use: bool) -> Result<(Inspected, Ages), OpenError> {
+    let options = ScanOptions::default();
     let mut tries = if in_use { TRIES } else { 1 };
     loop {
         let mut ages = Ages::new();
@@ -126,7 +123,7 @@ fn look(device: &DirectDevice, in_use: bool) -> Result<(Scanned, Ages), OpenErro
             ages.push((header.lsn, header.wall_ms));
         };
         tries -= 1;
-        match scan_with(device, &options, &mut visitor) {
+        match inspect(device, &options, &mut visitor) {
             Err(_) if tries > 0 => {}
             outcome => return outcome.map(|scanned| (scanned, ages)),
         }
@@ -184,7 +181,7 @@ fn note_copies(info: &mut Info, case: &HeaderCase) {
 }
 
 impl Info {
-    fn add(&mut self, scanned: &Scanned, ages: &Ages) {
+    fn add(&mut self, scanned: &Inspected, ages: &Ages) {
         let recovery = &scanned.recovery;
         self.tail = recovery.tail.get();
         self.end = Some(recovery.end.at.get());

@@ -178,6 +178,38 @@ fn a_write_that_the_kernel_refuses_is_a_failed_completion() {
 }
 
 #[test]
+fn a_write_that_is_alone_is_told_like_any_other() {
+    for method in METHODS {
+        for depth in [1, 4] {
+            let (_folder, path) = file();
+            let device = open(&path, &options(method)).expect("open");
+            let mut queue = device.queue(depth).expect("a queue");
+            let at = |token: u64, offset: u64| Write {
+                token,
+                offset,
+                buf: filled(4096, 7),
+            };
+            queue.submit_alone(at(1, 8192));
+            let done = collect(queue.as_mut(), 1);
+            assert_eq!((done.len(), done[0].token), (1, 1));
+            assert_eq!(*done[0].result.as_ref().expect("written"), 4096);
+            assert_eq!(read(&device, 8192, 4096), [7; 4096]);
+            // Told once; then the others go on as ever.
+            let mut none = Vec::new();
+            let now = Some(Duration::ZERO);
+            queue.wait(now, &mut none).expect("a sound queue");
+            assert!(none.is_empty());
+            queue.submit(at(2, 0));
+            assert_eq!(collect(queue.as_mut(), 1)[0].token, 2);
+            queue.submit_alone(at(3, 100));
+            let done = collect(queue.as_mut(), 1);
+            let error = done[0].result.as_ref().expect_err("refused");
+            assert_eq!(error.raw_os_error(), Some(22), "{method:?} {depth}");
+        }
+    }
+}
+
+#[test]
 fn a_second_opener_is_refused_and_a_reader_is_not() {
     let (_folder, path) = file();
     let first = open(&path, &options(Method::Best)).expect("open");

@@ -3,10 +3,13 @@
 
 use std::collections::BTreeSet;
 
+use everlog_fuzz::{Bounded, DEVICE_ALLOCATION_MAX, Source, image};
 use everlog_wal::Lsn;
 use everlog_wal::export::{SurveyOptions, Totals, survey};
-use everlog_wal_fuzz::{Source, image};
 use libfuzzer_sys::fuzz_target;
+
+#[global_allocator]
+static ALLOCATOR: Bounded = Bounded(DEVICE_ALLOCATION_MAX);
 
 fuzz_target!(|data: &[u8]| {
     let mut source = Source(data);

@@ -1,10 +1,13 @@
 //! A header copy: any bytes, and any fields under a right checksum. What decodes, encodes to the same fields.
 #![no_main]
 
+use everlog_fuzz::{Bounded, DEVICE_ALLOCATION_MAX, Source};
 use everlog_wal::geometry::Slot;
 use everlog_wal::header::{COPY_BYTES, Header, LAYOUT_VERSION, MAGIC};
-use everlog_wal_fuzz::Source;
 use libfuzzer_sys::fuzz_target;
+
+#[global_allocator]
+static ALLOCATOR: Bounded = Bounded(DEVICE_ALLOCATION_MAX);
 
 fuzz_target!(|data: &[u8]| {
     let mut source = Source(data);

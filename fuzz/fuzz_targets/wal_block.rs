@@ -1,9 +1,12 @@
 //! A block: its header, directory and records. Any bytes, and any fields and entries under right checksums.
 #![no_main]
 
+use everlog_fuzz::{Bounded, DEVICE_ALLOCATION_MAX, ID, Source, ring, sealed_block};
 use everlog_wal::block::{Block, BlockHeader, ENTRY_BYTES, HEADER_BYTES};
-use everlog_wal_fuzz::{ID, Source, ring, sealed_block};
 use libfuzzer_sys::fuzz_target;
+
+#[global_allocator]
+static ALLOCATOR: Bounded = Bounded(DEVICE_ALLOCATION_MAX);
 
 fuzz_target!(|data: &[u8]| {
     let mut source = Source(data);

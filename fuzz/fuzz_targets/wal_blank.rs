@@ -1,10 +1,13 @@
 //! What is on a device before it is formatted: bytes at the places where something may be known by them.
 #![no_main]
 
+use everlog_fuzz::{Bounded, DEVICE_ALLOCATION_MAX, Source};
 use everlog_wal::blank::look;
 use everlog_wal::device::ram::RamDevice;
-use everlog_wal_fuzz::Source;
 use libfuzzer_sys::fuzz_target;
+
+#[global_allocator]
+static ALLOCATOR: Bounded = Bounded(DEVICE_ALLOCATION_MAX);
 
 fuzz_target!(|data: &[u8]| {
     let mut source = Source(data);
