@@ -11,6 +11,7 @@ use parquet::file::metadata::{
 use parquet::file::statistics::Statistics;
 use serde::{Deserialize, Serialize};
 
+use super::footer_shape::is_sound;
 use super::schema::{DESCRIPTOR, LEAF_COUNT, leaf};
 use super::{ROW_GROUP_RECORDS_MAX, SEGMENT_VERSION, SegmentError, SegmentIdentity};
 use crate::{ClusterId, Incarnation, Offset, OffsetRange, Partition, Salt, TopicId, TopicName};
@@ -323,6 +324,12 @@ fn decode(tail: &Bytes) -> Result<ParquetMetaData, SegmentError> {
     {
         return Err(SegmentError::corrupt(
             "the footer's length or magic bytes are wrong",
+        ));
+    }
+    // The crate trusts the counts in a footer, so they are proved first.
+    if !is_sound(footer) {
+        return Err(SegmentError::corrupt(
+            "the footer's counts or lengths are wrong, or bytes follow it",
         ));
     }
     ParquetMetaDataReader::decode_metadata(footer)

@@ -7,6 +7,7 @@
 use super::SegmentError;
 use super::footer::ChunkTotals;
 use super::schema::is_bytes;
+use super::thrift::{field, int, kind, skip, skip_binary, varint};
 
 const DATA_PAGE: i64 = 0;
 pub(super) const PLAIN: i64 = 0;
@@ -56,19 +57,6 @@ pub(super) struct PageHeader {
     pub(super) uncompressed_len: u64,
     pub(super) values: u64,
     pub(super) encoding: i64,
-}
-
-/// Kinds of fields in Thrift's compact protocol.
-mod kind {
-    pub(super) const BOOL_TRUE: u8 = 1;
-    pub(super) const BOOL_FALSE: u8 = 2;
-    pub(super) const BYTE: u8 = 3;
-    pub(super) const I16: u8 = 4;
-    pub(super) const I32: u8 = 5;
-    pub(super) const I64: u8 = 6;
-    pub(super) const DOUBLE: u8 = 7;
-    pub(super) const BINARY: u8 = 8;
-    pub(super) const STRUCT: u8 = 12;
 }
 
 /// Reads one page header off the front of `input`.
@@ -122,59 +110,14 @@ fn statistics(input: &mut &[u8]) -> Option<()> {
     while let Some((_, kind)) = field(input, &mut last_id)? {
         match kind {
             kind::BOOL_TRUE | kind::BOOL_FALSE => {}
-            kind::BYTE => *input = input.get(1..)?,
+            kind::BYTE => skip(input, 1)?,
             kind::I16 | kind::I32 | kind::I64 => {
                 varint(input)?;
             }
-            kind::DOUBLE => *input = input.get(8..)?,
-            kind::BINARY => {
-                let len = usize::try_from(varint(input)?).ok()?;
-                *input = input.get(len..)?;
-            }
+            kind::DOUBLE => skip(input, 8)?,
+            kind::BINARY => skip_binary(input)?,
             _ => return None,
         }
     }
     Some(())
-}
-
-/// The next field's id and kind; `Some(None)` at the end of the structure. Ids must ascend, so no field comes twice.
-fn field(input: &mut &[u8], last_id: &mut i16) -> Option<Option<(i16, u8)>> {
-    let byte = take(input)?;
-    if byte == 0 {
-        return Some(None);
-    }
-    let delta = i16::from(byte >> 4);
-    // A delta of 0 announces an id in full. Nothing in a page header needs one.
-    if delta == 0 {
-        return None;
-    }
-    *last_id = last_id.checked_add(delta)?;
-    Some(Some((*last_id, byte & 0x0f)))
-}
-
-/// A 32-bit number in zigzag form.
-fn int(input: &mut &[u8]) -> Option<i64> {
-    let raw = varint(input)?;
-    let value = i64::try_from(raw >> 1).ok()? ^ -i64::from(raw & 1 == 1);
-    i32::try_from(value).ok().map(i64::from)
-}
-
-fn varint(input: &mut &[u8]) -> Option<u64> {
-    let mut value = 0_u64;
-    for shift in (0..63).step_by(7) {
-        let byte = take(input)?;
-        value |= u64::from(byte & 0x7f) << shift;
-        if byte < 0x80 {
-            return Some(value);
-        }
-    }
-    // The tenth byte holds one bit more.
-    let byte = take(input)?;
-    (byte < 2).then_some(value | u64::from(byte) << 63)
-}
-
-fn take(input: &mut &[u8]) -> Option<u8> {
-    let (&first, rest) = input.split_first()?;
-    *input = rest;
-    Some(first)
 }

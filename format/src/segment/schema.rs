@@ -119,7 +119,9 @@ pub(super) fn writer_properties(
         // Values hardly repeat, and for constants the delta encoding is as small: no page is ever a dictionary, so
         // each page can be read by itself.
         .set_dictionary_enabled(false)
-        .set_data_page_size_limit(options.page_max_bytes)
+        // Parquet looks behind each chunk, and closes a page that has come to this much. A chunk is as large as a page may
+        // be, so that one lies in a page by itself, or several small ones together.
+        .set_data_page_size_limit(options.page_max_bytes / 2)
         .set_statistics_enabled(EnabledStatistics::Page)
         .set_statistics_truncate_length(Some(64))
         .set_column_index_truncate_length(Some(64))

@@ -17,7 +17,7 @@ use crate::{
     encode_batches,
 };
 
-mod hostile;
+pub(crate) mod hostile;
 mod properties;
 
 pub(crate) fn identity() -> SegmentIdentity {

@@ -26,9 +26,9 @@ use super::{
 };
 use crate::{Day, Hash, Offset, OffsetRange, RecordRef, Salt, TimestampType};
 
-/// Records are handed to Parquet in chunks of about this many raw bytes: enough to make the hand-over cheap, little
-/// enough for a row group to end close to its limit.
-const CHUNK_RAW_BYTES: u64 = 256 << 10;
+/// Records are handed to Parquet in chunks of at most about this many raw bytes, and no more than a page holds: enough to
+/// make the hand-over cheap, little enough for a row group to end close to its limit.
+const CHUNK_RAW_BYTES_MAX: usize = 256 << 10;
 /// And of at most this many records.
 const CHUNK_RECORDS: usize = 4096;
 /// And of at most this many headers.
@@ -176,10 +176,14 @@ impl<W: Write + Send> SegmentWriter<W> {
                 || self.group.records == ROW_GROUP_RECORDS_MAX);
         if is_full {
             self.close_group()?;
-        } else if !self.chunk.is_empty() && !self.chunk.has_room_for(raw_bytes, headers) {
+        } else if !self.chunk.is_empty()
+            && !self
+                .chunk
+                .has_room_for(raw_bytes, headers, self.chunk_raw_bytes())
+        {
             self.write_chunk()?;
             // What is still to come could be incompressible: leave room for a chunk of it.
-            let next = CHUNK_RAW_BYTES.max(raw_bytes) + headers * HEADER_OVERHEAD_BYTES;
+            let next = self.chunk_raw_bytes().max(raw_bytes) + headers * HEADER_OVERHEAD_BYTES;
             let encoded = self.parquet.in_progress_size() as u64;
             if encoded + next > self.options.row_group_encoded_max_bytes as u64 {
                 self.close_group()?;
@@ -300,6 +304,10 @@ impl<W: Write + Send> SegmentWriter<W> {
         Ok(())
     }
 
+    fn chunk_raw_bytes(&self) -> u64 {
+        self.options.page_max_bytes.min(CHUNK_RAW_BYTES_MAX) as u64
+    }
+
     fn write_chunk(&mut self) -> Result<(), SegmentError> {
         let batch = self.chunk.take(self.day, self.identity.partition.get())?;
         self.parquet.write(&batch).map_err(write_error)
@@ -371,8 +379,8 @@ impl Chunk {
         self.offsets.is_empty()
     }
 
-    fn has_room_for(&self, raw_bytes: u64, headers: u64) -> bool {
-        self.raw_bytes + raw_bytes <= CHUNK_RAW_BYTES
+    fn has_room_for(&self, raw_bytes: u64, headers: u64, limit: u64) -> bool {
+        self.raw_bytes + raw_bytes <= limit
             && self.offsets.len() < CHUNK_RECORDS
             && self.header_keys.len() as u64 + headers <= CHUNK_HEADERS
     }

@@ -19,7 +19,7 @@ fn rounds(base: usize) -> usize {
 }
 
 /// Three row groups with all that a record can be.
-pub(super) fn sample() -> (Vec<Record>, SegmentSummary, Bytes) {
+pub(crate) fn sample() -> (Vec<Record>, SegmentSummary, Bytes) {
     let mut records: Vec<Record> = (0..300)
         .map(|n| record(1_000 + 2 * n, &vec![n as u8; (n as usize * 7) % 400]))
         .collect();
