@@ -293,7 +293,7 @@ impl Cluster {
         let view = self.metadata(None).await?;
         let mut found = HashMap::new();
         for names in topics.chunks(200) {
-            for described in self.describe_anywhere(names, &view.brokers).await? {
+            for described in self.describe_anywhere(names, &view.brokers).await?.1 {
                 if let Ok(Some(id)) = described.id {
                     found.insert(described.topic, id);
                 }
@@ -302,32 +302,32 @@ impl Cluster {
         Ok(found)
     }
 
-    /// Asks one broker after the other until one answers.
-    pub(crate) async fn describe_anywhere(
+    /// Asks one broker after the other until one answers, and says which one has.
+    async fn describe_anywhere(
         &self,
         topics: &[String],
         brokers: &BTreeSet<i32>,
-    ) -> Result<Vec<Described>, ClusterError> {
+    ) -> Result<(i32, Vec<Described>), ClusterError> {
         let mut last = ClusterError::Unusable {
             what: "topic ids",
             why: "there is no broker to ask".to_owned(),
         };
         for broker in brokers {
             match self.describe(topics.to_vec(), *broker).await {
-                Ok(described) => return Ok(described),
+                Ok(described) => return Ok((*broker, described)),
                 Err(error) => last = error,
             }
         }
         Err(last)
     }
 
-    /// As [`Cluster::describe_anywhere`], and whether all brokers have said the same.
+    /// What the first broker that answers knows of `topics`, and whether all others have said the same.
     pub(crate) async fn describe_everywhere(
         &self,
         topics: &[String],
         brokers: &BTreeSet<i32>,
     ) -> Result<(Vec<Described>, bool), ClusterError> {
-        let described = self.describe_anywhere(topics, brokers).await?;
+        let (first, described) = self.describe_anywhere(topics, brokers).await?;
         let ids = |described: &[Described]| -> BTreeMap<String, Option<TopicId>> {
             described
                 .iter()
@@ -335,7 +335,7 @@ impl Cluster {
                 .collect()
         };
         let wanted = ids(&described);
-        for broker in brokers {
+        for broker in brokers.iter().filter(|broker| **broker != first) {
             match self.describe(topics.to_vec(), *broker).await {
                 Ok(other) if ids(&other) == wanted => {}
                 Ok(_) | Err(_) => return Ok((described, false)),

@@ -4,15 +4,17 @@
 //! comes back as a [`Failure`]. Nothing is lost by giving up at any point: the next session starts at the archive's
 //! own end.
 
+use std::collections::BTreeSet;
 use std::error::Error;
 use std::sync::Arc;
 use std::time::Duration;
 
-use everlog_format::{Offset, OffsetRange};
+use everlog_format::{OffsetRange, TopicId};
 use everlog_index::{
     Appended, DataEntry, Entry, EntryKind, IndexError, Writer, WriterError, segment_key,
 };
 use everlog_store::{Body, Key, Put, StoreError};
+use tokio::sync::oneshot;
 
 use crate::decide::Backoff;
 use crate::encode::{EncodeError, FinishedFile, Identity};
@@ -37,6 +39,17 @@ pub(crate) struct Job {
     pub(crate) file: Option<Arc<FinishedFile>>,
 }
 
+/// How a commit ended that did not fail.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Outcome {
+    Committed,
+    /// The topic was deleted or created again; the part that is proven is committed. `whole`: that is all of it, so
+    /// what comes behind it can be committed too.
+    Gone {
+        whole: bool,
+    },
+}
+
 /// Why a range was not committed.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum Failure {
@@ -46,9 +59,6 @@ pub(crate) enum Failure {
     /// Another archiver holds the partition: stay off.
     #[error("another archiver keeps writing to this partition")]
     Contended,
-    /// The records may belong to another incarnation: drop them.
-    #[error("the topic was deleted or created again")]
-    OtherIncarnation,
     /// The consumer was refused the next offset though the cluster still reaches down to it: read it again.
     #[error("the cluster's log does not go on where the last record was")]
     Doubtful,
@@ -69,12 +79,9 @@ pub(crate) async fn commit(
     ticket: Ticket,
     mut hand: Hand,
     job: Job,
-) -> (Hand, Result<(), Failure>) {
+) -> (Hand, Result<Outcome, Failure>) {
     let done = try_commit(&context, &ticket, &mut hand, &job).await;
-    if let Ok(end) = done {
-        context.send(Command::Committed(ticket, end)).await;
-    }
-    (hand, done.map(|_| ()))
+    (hand, done)
 }
 
 async fn try_commit(
@@ -82,48 +89,49 @@ async fn try_commit(
     ticket: &Ticket,
     hand: &mut Hand,
     job: &Job,
-) -> Result<Offset, Failure> {
-    let checked = if job.cut.doubtful {
-        not_truncated(context, ticket, hand, job).await
-    } else {
-        Ok(())
-    };
-    let checked = match checked {
-        Ok(()) => {
-            let kind = entry_kind(context, ticket, hand, job.cut.range, job.file.as_deref()).await;
-            same_incarnation(context, ticket, hand, job)
-                .await
-                .map(|()| kind)
+) -> Result<Outcome, Failure> {
+    if !job.cut.doubtful || not_truncated(context, ticket, hand, job).await? {
+        let (range, file) = (job.cut.range, job.file.as_deref());
+        let kind = entry_kind(context, ticket, hand, range, file).await;
+        // Asked after the upload, which may have taken long.
+        if is_ours(context, ticket, hand, job).await {
+            append_one(context, ticket, hand, job, Entry { range, kind }, file).await?;
+            return Ok(Outcome::Committed);
         }
-        Err(failure) => Err(failure),
-    };
-    let kind = match checked {
-        Ok(kind) => kind,
-        Err(Failure::OtherIncarnation) => {
-            commit_proven(context, ticket, hand, job).await?;
-            return Err(Failure::OtherIncarnation);
-        }
-        Err(failure) => return Err(failure),
-    };
-    let range = job.cut.range;
-    append(context, ticket, hand, vec![Entry { range, kind }]).await?;
-    count(
-        context,
-        ticket,
-        range,
-        job.file.as_deref(),
-        job.cut.why.name(),
-    );
-    Ok(range.end())
+    }
+    let (noted, wait) = oneshot::channel();
+    context.send(Command::Gone(ticket.clone(), noted)).await;
+    // From here on nothing more of the session is proven, so that this cut and those behind it are judged alike. An error
+    // says that the archiver is ending.
+    let _ = wait.await;
+    let whole = commit_proven(context, ticket, hand, job).await?;
+    Ok(Outcome::Gone { whole })
 }
 
-/// Of a topic that is gone, commits what was fetched before its id was last seen: nobody can fetch it again.
+async fn append_one(
+    context: &Context,
+    ticket: &Ticket,
+    hand: &mut Hand,
+    job: &Job,
+    entry: Entry,
+    file: Option<&FinishedFile>,
+) -> Result<(), Failure> {
+    let range = entry.range;
+    append(context, ticket, hand, vec![entry]).await?;
+    count(context, ticket, range, file, job.cut.why.name());
+    let committed = Command::Committed(ticket.clone(), range.end());
+    context.send(committed).await;
+    Ok(())
+}
+
+/// Of a topic that is gone, commits what was fetched before its id was last seen: nobody can fetch it again. Whether
+/// that was all.
 async fn commit_proven(
     context: &Context,
     ticket: &Ticket,
     hand: &mut Hand,
     job: &Job,
-) -> Result<(), Failure> {
+) -> Result<bool, Failure> {
     let proven = job.cut.proven.part_of(job.cut.range);
     tracing::warn!(
         topic = &*ticket.topic,
@@ -133,7 +141,7 @@ async fn commit_proven(
         "the topic is gone: what was fetched after its id was last seen is dropped"
     );
     let Some(range) = proven else {
-        return Ok(());
+        return Ok(false);
     };
     let file = match &job.file {
         Some(whole) if range != job.cut.range => {
@@ -149,9 +157,8 @@ async fn commit_proven(
     };
     let file = file.as_deref();
     let kind = entry_kind(context, ticket, hand, range, file).await;
-    append(context, ticket, hand, vec![Entry { range, kind }]).await?;
-    count(context, ticket, range, file, job.cut.why.name());
-    Ok(())
+    append_one(context, ticket, hand, job, Entry { range, kind }, file).await?;
+    Ok(range == job.cut.range)
 }
 
 /// Uploads the segment, if there is one, and says what its entry is to be.
@@ -224,22 +231,24 @@ pub(crate) async fn wait(
 }
 
 /// A refused offset leaves what was read before it beyond doubt only if the live start has moved above it. In a topic
-/// that was created again, it may be refused too.
+/// that was created again, it may be refused too: then the answer is no.
 async fn not_truncated(
     context: &Context,
     ticket: &Ticket,
     hand: &Hand,
     job: &Job,
-) -> Result<(), Failure> {
+) -> Result<bool, Failure> {
     let mut backoff = Backoff::new(PAUSE_MAX);
     loop {
         let asked = context
             .cluster
             .watermarks(&ticket.topic, ticket.partition)
             .await;
-        same_incarnation(context, ticket, hand, job).await?;
+        if !is_ours(context, ticket, hand, job).await {
+            return Ok(false);
+        }
         match asked {
-            Ok((live_start, _)) if job.cut.range.end() < live_start => return Ok(()),
+            Ok((live_start, _)) if job.cut.range.end() < live_start => return Ok(true),
             Ok(_) => return Err(Failure::Doubtful),
             Err(error) => {
                 wait(
@@ -280,31 +289,25 @@ async fn upload(context: &Context, ticket: &Ticket, key: &Key, finished: &Finish
     }
 }
 
-async fn same_incarnation(
+/// Whether the topic is still the incarnation that was fetched.
+async fn is_ours(context: &Context, ticket: &Ticket, hand: &Hand, job: &Job) -> bool {
+    let ours = hand.identity.incarnation.topic_id;
+    !topic_is_gone(context, ticket, &job.cut.served, ours).await
+}
+
+/// Whether the topic is no longer the incarnation `ours`; asks the brokers that have `served` it (none: all) until they
+/// answer.
+pub(crate) async fn topic_is_gone(
     context: &Context,
     ticket: &Ticket,
-    hand: &Hand,
-    job: &Job,
-) -> Result<(), Failure> {
-    let mut backoff = Backoff::new(PAUSE_MAX);
+    served: &BTreeSet<i32>,
+    ours: TopicId,
+) -> bool {
+    let (mut backoff, what) = (Backoff::new(PAUSE_MAX), "asking for the topic's id");
     loop {
-        match context
-            .cluster
-            .incarnation(&ticket.topic, &job.cut.served)
-            .await
-        {
-            Ok(Some(id)) if id == hand.identity.incarnation.topic_id => return Ok(()),
-            Ok(_) => return Err(Failure::OtherIncarnation),
-            Err(error) => {
-                wait(
-                    context,
-                    ticket,
-                    &mut backoff,
-                    "asking for the topic's id",
-                    &error,
-                )
-                .await
-            }
+        match context.cluster.incarnation(&ticket.topic, served).await {
+            Ok(id) => return id != Some(ours),
+            Err(error) => wait(context, ticket, &mut backoff, what, &error).await,
         }
     }
 }

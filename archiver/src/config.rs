@@ -171,10 +171,17 @@ impl ArchiverConfig {
     /// What the consumer gets. The operator's properties come before those that the archive's correctness rests on.
     pub(crate) fn consumer_properties(&self) -> Vec<(String, String)> {
         let mut all = vec![("session.timeout.ms".to_owned(), "10000".to_owned())];
+        // Partitions that are added to a topic wait for this; librdkafka's five minutes are long beside a short retention.
+        all.push((
+            "topic.metadata.refresh.interval.ms".to_owned(),
+            "15000".to_owned(),
+        ));
         // A poll can be held back by a slow disk or encoder; being thrown out of the group for that helps nobody.
         all.push(("max.poll.interval.ms".to_owned(), "600000".to_owned()));
-        // One answer can overshoot the queue's limit by its whole size, and by several times that once it is inflated.
-        all.push(("fetch.max.bytes".to_owned(), (8 << 20).to_string()));
+        all.push((
+            "fetch.max.bytes".to_owned(),
+            fetch_bytes(self.memory_bytes).to_string(),
+        ));
         // A full queue is an everyday thing here: the encoders are slower than the cluster. librdkafka's second of waiting
         // would let them run dry each time.
         all.push(("fetch.queue.backoff.ms".to_owned(), "10".to_owned()));
@@ -200,6 +207,14 @@ impl ArchiverConfig {
         );
         all
     }
+}
+
+/// Bytes in one fetch answer. librdkafka inflates an answer as a whole and looks at its queue's limit only before it
+/// asks for one: each broker's can overshoot the limit by its inflated size. So many bytes keep records that compress
+/// 40 : 1 within a third of the memory. Beyond a MiB for each partition of a broker, more would not be used anyway; less
+/// than a MiB is dear where brokers are far away.
+fn fetch_bytes(memory_bytes: u64) -> u64 {
+    (memory_bytes / 128).clamp(1 << 20, 8 << 20)
 }
 
 /// How `memory_bytes` is divided.
@@ -278,6 +293,16 @@ mod tests {
         assert_eq!(last("session.timeout.ms"), Some("20000"));
         assert_eq!(last("isolation.level"), Some("read_committed"));
         assert_eq!(last("auto.offset.reset"), Some("error"));
+    }
+
+    #[test]
+    fn a_fetch_is_small_where_memory_is() {
+        assert_eq!(fetch_bytes(MEMORY_BYTES_MIN), 1 << 20);
+        assert_eq!(fetch_bytes(512 << 20), 4 << 20);
+        assert_eq!(fetch_bytes(64 << 30), 8 << 20);
+        let all = config(&[("fetch.max.bytes", "3000000")]).consumer_properties();
+        let fetch = all.iter().rev().find(|(key, _)| key == "fetch.max.bytes");
+        assert_eq!(fetch.map(|(_, value)| value.as_str()), Some("3000000"));
     }
 
     #[test]

@@ -4,6 +4,7 @@
 //! store, index or encoders. Where those are slower than the cluster it stops polling for moments, and pauses
 //! partitions where that lasts, so that the membership of the group is not at stake.
 
+use std::collections::HashMap;
 use std::error::Error;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -14,7 +15,7 @@ use tokio::sync::mpsc;
 use crate::clock::{now, unix_ms};
 use crate::config::MemoryPlan;
 use crate::decide::{Cut, Limits, Stall};
-use crate::message::{Begin, Command, Pause, Ticket, Work};
+use crate::message::{Begin, Command, Pause, Proof, Ticket, Work};
 use crate::native::Consumer;
 use crate::slot::{Reading, Slot};
 use crate::slots::Slots;
@@ -132,17 +133,16 @@ impl Consume {
 
     fn obey(&mut self, command: Command) {
         match command {
-            Command::Subscribe(topics) => {
-                if let Err(code) = self.consumer.subscribe(&topics) {
-                    tracing::error!(?code, "the subscription was refused");
+            Command::Subscribe(topics, told) => {
+                let done = self.consumer.subscribe(&topics);
+                if let Err(code) = &done {
+                    tracing::error!(?code, "the subscription was refused, will retry");
                 }
+                // An error says that the watch has ended.
+                let _ = told.send(done.is_ok());
             }
             Command::Mark(noted) => {
-                for slot in self.slots.iter_mut() {
-                    if let Some(reading) = &mut slot.reading {
-                        reading.mark();
-                    }
-                }
+                self.slots.mark();
                 // An error says that the watch has ended.
                 let _ = noted.send(());
             }
@@ -156,11 +156,7 @@ impl Consume {
                 let Some(slot) = self.slots.assigned(&ticket) else {
                     return;
                 };
-                if slot.ticket.session == ticket.session
-                    && let Some(reading) = &mut slot.reading
-                {
-                    reading.committed(end, at);
-                }
+                slot.committed(ticket.session, end, at);
                 if let Err(code) = self
                     .consumer
                     .commit(&ticket.topic, ticket.partition, end.get())
@@ -176,6 +172,24 @@ impl Consume {
             Command::Failed(ticket, pause) => {
                 self.slots.end_session(&ticket, pause);
                 self.reset_marked();
+            }
+            Command::Gone(ticket, noted) => {
+                self.slots.gone(&ticket, noted);
+                self.reset_marked();
+            }
+            Command::Settled(ticket) => {
+                if let Some(slot) = self.slots.assigned(&ticket)
+                    && slot.ticket.session == ticket.session
+                {
+                    slot.is_settling = false;
+                }
+            }
+            Command::Stands(ticket, standing) => {
+                if let Some(slot) = self.slots.assigned(&ticket)
+                    && slot.reading.is_none()
+                {
+                    slot.stands(&standing);
+                }
             }
             Command::Stop => {
                 if self.stopping_since.is_none() {
@@ -206,6 +220,8 @@ impl Consume {
         );
         slot.ticket.session = ticket.session;
         slot.has_cut = false;
+        slot.is_settling = false;
+        slot.proof = Some(Proof::new(begin.topic_id, begin.covered_from));
         let reading = Reading::new(begin, compacted, &memory, at);
         let from = reading.fetch_from().get();
         slot.reading = Some(reading);
@@ -357,6 +373,7 @@ impl Consume {
             .metrics
             .memory_bytes
             .set(i64::try_from(context.memory.chunks.used()).unwrap_or(i64::MAX));
+        self.slots.leaving.retain(|work| !work.is_closed());
         let mut ended = Vec::new();
         for slot in self.slots.iter_mut() {
             let ticket = &slot.ticket;
@@ -399,13 +416,9 @@ impl Consume {
         let Some(since) = self.stopping_since else {
             return false;
         };
-        let mut readings = self
-            .slots
-            .slots
-            .values()
-            .flat_map(|partitions| partitions.values())
-            .filter_map(|slot| slot.reading.as_ref());
-        if !readings.any(Reading::has_cuts_on_their_way) {
+        let mut slots = self.slots.slots.values().flat_map(HashMap::values);
+        let mut leaving = self.slots.leaving.iter();
+        if !slots.any(Slot::has_cuts_on_their_way) && leaving.all(mpsc::Sender::is_closed) {
             return true;
         }
         let late = STOP_TIME < self.slots.now.saturating_duration_since(since);

@@ -24,8 +24,8 @@ pub(crate) struct Ticket {
 /// To the consumer's thread.
 #[derive(Debug)]
 pub(crate) enum Command {
-    /// The topics to archive.
-    Subscribe(Vec<String>),
+    /// The topics to archive; answered with whether librdkafka takes them.
+    Subscribe(Vec<String>, oneshot::Sender<bool>),
     /// The cluster is about to be asked for topic ids; answered once it is noted how far deliveries have come.
     Mark(oneshot::Sender<()>),
     /// The ids of topics as the cluster has shown them after the last [`Command::Mark`].
@@ -36,6 +36,13 @@ pub(crate) enum Command {
     Committed(Ticket, Offset),
     /// The partition can't go on in this session; drop what is open and send [`Work::Reset`].
     Failed(Ticket, Pause),
+    /// The partition's topic is gone: nobody can read again what was fetched. Cut what is open and send
+    /// [`Work::Reset`] behind it. Answered once ids that are being asked for can prove no more of the session.
+    Gone(Ticket, oneshot::Sender<()>),
+    /// The worker has come to [`Work::Reset`]: nothing of the session is on its way any more.
+    Settled(Ticket),
+    /// Where archive and cluster stood when the partition could not be read.
+    Stands(Ticket, Standing),
     /// Cut, commit what can be committed in bounded time, and end.
     Stop,
 }
@@ -50,6 +57,15 @@ pub(crate) struct Seen {
     pub(crate) agreed: bool,
 }
 
+/// Where a partition stands that is not being read.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Standing {
+    /// `None`: the archive can't be asked.
+    pub(crate) archived_end: Option<Offset>,
+    pub(crate) live_start: Offset,
+    pub(crate) high_watermark: Offset,
+}
+
 /// Where and what to fetch.
 #[derive(Clone, Debug)]
 pub(crate) struct Begin {
@@ -61,7 +77,9 @@ pub(crate) struct Begin {
 }
 
 /// How long to stay away from a partition, and whether that is trouble.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+///
+/// In the order of what outweighs what.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Pause {
     /// Go on at once: nothing is wrong.
     None,
@@ -83,7 +101,7 @@ pub(crate) enum Work {
     },
     /// The open segment ends.
     Cut(CutWork),
-    /// The partition is taken away, and this was not cut yet. Commit it if the topic is gone; then end.
+    /// The partition was taken away, its topic is gone, and this was not cut yet: commit what can be, then end.
     Leave(Option<CutWork>),
     /// Forget the open segment and open the partition anew.
     Reset(Pause),
@@ -103,23 +121,43 @@ pub(crate) struct CutWork {
     pub(crate) proven: Arc<ProvenEnd>,
 }
 
+/// What proves that a session's records are of its incarnation; outlives the session, because the answer may come later.
+#[derive(Debug)]
+pub(crate) struct Proof {
+    pub(crate) topic_id: TopicId,
+    /// How far deliveries had come when the cluster was last about to be asked for topic ids.
+    pub(crate) marked: Offset,
+    pub(crate) end: Arc<ProvenEnd>,
+}
+
+impl Proof {
+    pub(crate) fn new(topic_id: TopicId, covered_from: Offset) -> Proof {
+        Proof {
+            topic_id,
+            marked: covered_from,
+            end: Arc::new(ProvenEnd(AtomicI64::new(covered_from.get()))),
+        }
+    }
+
+    /// Asked after the mark, all brokers have shown this incarnation.
+    pub(crate) fn prove(&self) {
+        self.end.0.fetch_max(self.marked.get(), Ordering::Relaxed);
+    }
+}
+
 /// Everything below was delivered before all brokers were asked for the topic's id and showed this incarnation: it may
 /// be committed even if the topic is gone by now.
 #[derive(Debug)]
 pub(crate) struct ProvenEnd(AtomicI64);
 
 impl ProvenEnd {
-    pub(crate) fn new(end: Offset) -> ProvenEnd {
-        ProvenEnd(AtomicI64::new(end.get()))
-    }
-
-    pub(crate) fn raise(&self, end: Offset) {
-        self.0.fetch_max(end.get(), Ordering::Relaxed);
+    pub(crate) fn get(&self) -> i64 {
+        self.0.load(Ordering::Relaxed)
     }
 
     /// The part of `range` below it.
     pub(crate) fn part_of(&self, range: OffsetRange) -> Option<OffsetRange> {
-        let end = Offset::new(self.0.load(Ordering::Relaxed)).ok()?;
+        let end = Offset::new(self.get()).ok()?;
         OffsetRange::new(range.start(), end.min(range.end()))
     }
 }
@@ -143,5 +181,19 @@ impl SegmentMeter {
             self.encoded.load(Ordering::Relaxed),
             self.packed.load(Ordering::Relaxed),
         )
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Contention that shows only after the reset was asked for used to be forgotten.
+    #[test]
+    fn the_longest_of_two_pauses_counts() {
+        let off = Pause::Off(Duration::from_secs(60));
+        assert_eq!(Pause::None.max(off), off);
+        assert_eq!(Pause::Frozen.max(off), off);
+        assert_eq!(Pause::Frozen.max(Pause::None), Pause::Frozen);
     }
 }

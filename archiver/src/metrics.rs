@@ -1,6 +1,7 @@
 //! What the archiver tells Prometheus.
 
 use std::collections::HashMap;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 
 use prometheus::core::Collector;
@@ -13,13 +14,12 @@ use prometheus::{
 pub(crate) struct Metrics {
     lag_records: IntGaugeVec,
     unstable_records: IntGaugeVec,
+    proven_offset: IntGaugeVec,
     lag_seconds: GaugeVec,
     seconds_since_last_commit: GaugeVec,
     frozen: IntGaugeVec,
     contended: IntCounterVec,
-    /// How many live [`PartitionMetrics`] use the labels of a topic and partition: a worker that is ending must not
-    /// remove those of the one that follows it.
-    holders: Arc<Mutex<HashMap<(String, String), usize>>>,
+    holders: Holders,
     pub(crate) frozen_partitions: IntGauge,
     pub(crate) partitions: IntGauge,
     pub(crate) holes: IntCounter,
@@ -36,6 +36,17 @@ pub(crate) struct Metrics {
     pub(crate) memory_bytes: IntGauge,
 }
 
+/// Who uses the labels of a topic and partition.
+#[derive(Debug, Default)]
+struct Held {
+    /// Live [`PartitionMetrics`]: a worker that is ending must not remove the series of the one that follows it.
+    holders: usize,
+    /// What their `frozen` says. Consumer and worker both set it, so looking and setting are one step.
+    frozen: Arc<Mutex<bool>>,
+}
+
+type Holders = Arc<Mutex<HashMap<(String, String), Held>>>;
+
 /// One partition's own metrics; its labels are removed when the partition is given away.
 #[derive(Debug)]
 pub(crate) struct PartitionMetrics {
@@ -44,9 +55,13 @@ pub(crate) struct PartitionMetrics {
     partition: String,
     pub(crate) lag_records: IntGauge,
     pub(crate) unstable_records: IntGauge,
+    pub(crate) proven_offset: IntGauge,
     pub(crate) lag_seconds: Gauge,
     pub(crate) seconds_since_last_commit: Gauge,
     frozen: IntGauge,
+    is_frozen: Arc<Mutex<bool>>,
+    /// Whether the consumer reads it.
+    is_read: AtomicBool,
     pub(crate) contended: IntCounter,
 }
 
@@ -66,13 +81,18 @@ impl Metrics {
                 "everlog_archiver_unstable_records",
                 "Offsets that an open transaction keeps from being read; a hanging one lets this grow.",
             )?,
+            proven_offset: gauges(
+                "everlog_archiver_proven_offset",
+                "What was fetched below this offset will be archived even if the topic is deleted now.",
+            )?,
             lag_seconds: floats(
                 "everlog_archiver_lag_seconds",
-                "Age of the oldest fetched record that is not archived yet, by its own timestamp.",
+                "Age of the oldest record that is not archived yet, by its own timestamp; where that is not known, how long \
+                 the partition has been behind.",
             )?,
             seconds_since_last_commit: floats(
                 "everlog_archiver_seconds_since_last_commit",
-                "Seconds since the partition's last commit, or since it was taken over.",
+                "Seconds since this process last committed something of the partition, or since it took it over.",
             )?,
             frozen: gauges(
                 "everlog_archiver_frozen",
@@ -143,13 +163,21 @@ impl Metrics {
         let partition = partition.to_string();
         let labels = &[topic, partition.as_str()];
         self.partitions.inc();
-        *self
-            .holders
-            .lock()
-            .expect("nobody panics with the lock held")
-            .entry((topic.to_owned(), partition.clone()))
-            .or_default() += 1;
+        let is_frozen = {
+            let mut holders = self
+                .holders
+                .lock()
+                .expect("nobody panics with the lock held");
+            let held = holders
+                .entry((topic.to_owned(), partition.clone()))
+                .or_default();
+            held.holders += 1;
+            Arc::clone(&held.frozen)
+        };
         PartitionMetrics {
+            proven_offset: self.proven_offset.with_label_values(labels),
+            is_frozen,
+            is_read: AtomicBool::new(false),
             lag_records: self.lag_records.with_label_values(labels),
             unstable_records: self.unstable_records.with_label_values(labels),
             lag_seconds: self.lag_seconds.with_label_values(labels),
@@ -172,10 +200,24 @@ fn added<C: Collector + Clone + 'static>(
 }
 
 impl PartitionMetrics {
+    pub(crate) fn set_read(&self, read: bool) {
+        self.is_read.store(read, Ordering::Relaxed);
+    }
+
+    pub(crate) fn is_read(&self) -> bool {
+        self.is_read.load(Ordering::Relaxed)
+    }
+
     pub(crate) fn set_frozen(&self, frozen: bool) {
-        let (before, now) = (self.frozen.get(), i64::from(frozen));
-        self.frozen.set(now);
-        self.all.frozen_partitions.add(now - before);
+        let mut is_frozen = self
+            .is_frozen
+            .lock()
+            .expect("nobody panics with the lock held");
+        let before = std::mem::replace(&mut *is_frozen, frozen);
+        self.frozen.set(i64::from(frozen));
+        self.all
+            .frozen_partitions
+            .add(i64::from(frozen) - i64::from(before));
     }
 }
 
@@ -188,10 +230,10 @@ impl Drop for PartitionMetrics {
             .lock()
             .expect("nobody panics with the lock held");
         let name = (self.topic.clone(), self.partition.clone());
-        if let Some(left) = holders.get_mut(&name)
-            && *left > 1
+        if let Some(held) = holders.get_mut(&name)
+            && held.holders > 1
         {
-            *left -= 1;
+            held.holders -= 1;
             return;
         }
         holders.remove(&name);
@@ -200,6 +242,7 @@ impl Drop for PartitionMetrics {
         // An error only says that the labels are gone already. `contended` stays: it is a counter.
         let _ = self.all.lag_records.remove_label_values(labels);
         let _ = self.all.unstable_records.remove_label_values(labels);
+        let _ = self.all.proven_offset.remove_label_values(labels);
         let _ = self.all.lag_seconds.remove_label_values(labels);
         let _ = self
             .all
@@ -217,6 +260,27 @@ mod tests {
         let families = registry.gather();
         let family = families.iter().find(|family| family.name() == name);
         family.map_or(0, |family| family.get_metric().len())
+    }
+
+    /// Looked at and then set, two threads could both count the same change, and the sum never came back to 0.
+    #[test]
+    fn frozen_partitions_are_counted_right_whoever_freezes_and_thaws_them() {
+        let metrics = Metrics::register(&Registry::new()).unwrap();
+        let partition = metrics.partition("orders", 0);
+        std::thread::scope(|scope| {
+            for seed in 0..4 {
+                let partition = &partition;
+                scope.spawn(move || {
+                    for round in 0..50_000 {
+                        partition.set_frozen((round + seed) % 2 == 0);
+                    }
+                });
+            }
+        });
+        partition.set_frozen(true);
+        assert_eq!(metrics.frozen_partitions.get(), 1);
+        partition.set_frozen(false);
+        assert_eq!(metrics.frozen_partitions.get(), 0);
     }
 
     #[test]

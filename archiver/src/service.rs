@@ -20,7 +20,7 @@ use crate::metrics::Metrics;
 use crate::native::Consumer;
 use crate::spool::SpoolDir;
 use crate::watch::{Facts, Watch};
-use crate::worker::Context;
+use crate::worker::{Context, QUESTIONS_MAX};
 
 /// Segments that are encoded at the same time. More would only take memory: the cores are shared with librdkafka.
 const ENCODERS: usize = 2;
@@ -128,6 +128,7 @@ impl Archiver {
         let (commands, queue) = mpsc::channel(COMMANDS_MAX);
         let facts = Arc::new(Facts::default());
         let context = Arc::new(Context {
+            questions: Semaphore::new(QUESTIONS_MAX),
             archive: Arc::clone(&self.archive),
             cluster: self.cluster.clone(),
             cluster_id: cluster_id.clone(),

@@ -4,17 +4,18 @@ use std::collections::{BTreeSet, VecDeque};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use everlog_format::{Offset, RecordRef, TopicId};
+use everlog_format::{Offset, RecordRef};
 use tokio::sync::mpsc;
-use tokio_util::sync::DropGuard;
+use tokio_util::sync::{CancellationToken, DropGuard};
 
 use crate::chunk::PartTooLong;
 use crate::decide::{
     Backwards, BurstPlan, Cut, Known, Limits, OpenSegment, Progress, Stall, Truncated, cut_now,
     day_cut, day_number, stall,
 };
+use crate::lag::Lag;
 use crate::memory::Memory;
-use crate::message::{Begin, CutWork, Pause, ProvenEnd, SegmentMeter, Ticket, Work};
+use crate::message::{Begin, CutWork, Pause, Proof, SegmentMeter, Standing, Ticket, Work};
 use crate::metrics::PartitionMetrics;
 use crate::spool::Backlog;
 
@@ -43,9 +44,17 @@ pub(crate) struct Slot {
     pub(crate) work: mpsc::Sender<Work>,
     pub(crate) metrics: Arc<PartitionMetrics>,
     pub(crate) reading: Option<Reading>,
-    pub(crate) since: Instant,
+    pub(crate) lag: Lag,
+    /// Of this session or the one before; `None` before the first.
+    pub(crate) proof: Option<Proof>,
+    /// When this process last committed something of it; before that, when the group gave it to us.
+    pub(crate) last_commit: Instant,
     /// Whether a segment of the session was cut: it may still be on its way.
     pub(crate) has_cut: bool,
+    /// Whether the session has ended here, but not yet at the worker, which may have cuts of it to commit.
+    pub(crate) is_settling: bool,
+    /// Keeps the worker from opening the partition once more.
+    pub(crate) left: CancellationToken,
     /// Ends the worker with the slot.
     pub(crate) worker: DropGuard,
 }
@@ -77,16 +86,12 @@ impl Open {
 /// A partition that is being fetched.
 #[derive(Debug)]
 pub(crate) struct Reading {
-    pub(crate) topic_id: TopicId,
     pub(crate) paused: bool,
     pub(crate) archived_end: Offset,
     /// The last archived record, as long as it has not come.
     expected: Option<Known>,
     /// Whether cleaning may remove records from the log.
     compacted: bool,
-    /// How far deliveries had come when the cluster was last about to be asked for topic ids.
-    marked: Offset,
-    proven: Arc<ProvenEnd>,
     progress: Progress,
     backlog: Backlog,
     open: Open,
@@ -96,7 +101,6 @@ pub(crate) struct Reading {
     last_broker: Option<i32>,
     high_watermark: i64,
     end_of_partition: Option<i64>,
-    last_commit: Instant,
     /// When the fetcher last brought something, or was last told where to go on.
     last_delivery: Instant,
 }
@@ -109,13 +113,10 @@ impl Reading {
         now: Instant,
     ) -> Reading {
         Reading {
-            topic_id: begin.topic_id,
             paused: false,
             archived_end: begin.covered_from,
             expected: begin.last_record,
             compacted,
-            marked: begin.covered_from,
-            proven: Arc::new(ProvenEnd::new(begin.covered_from)),
             progress: Progress::new(begin.covered_from),
             backlog: Backlog::new(memory),
             open: Open::new(),
@@ -124,7 +125,6 @@ impl Reading {
             last_broker: None,
             high_watermark: begin.high_watermark.get(),
             end_of_partition: None,
-            last_commit: now,
             last_delivery: now,
         }
     }
@@ -169,10 +169,6 @@ impl Reading {
         &mut self.backlog
     }
 
-    pub(crate) fn has_cuts_on_their_way(&self) -> bool {
-        !self.cuts.is_empty()
-    }
-
     /// Whether the fetcher has brought anything: whatever was wrong before is over.
     fn has_delivered(&self) -> bool {
         self.end_of_partition.is_some() || self.open.records > 0 || !self.cuts.is_empty()
@@ -184,26 +180,15 @@ impl Reading {
             .map_or(self.progress.end(), |expected| expected.offset)
     }
 
-    /// The cluster is about to be asked for topic ids.
-    pub(crate) fn mark(&mut self) {
-        self.marked = self.progress.end();
-    }
-
-    /// Asked after [`Reading::mark`], all brokers have shown this incarnation.
-    pub(crate) fn prove(&self) {
-        self.proven.raise(self.marked);
-    }
-
     /// Whether its own progress says that it should not be fetched now.
     pub(crate) fn wants_pause(&self) -> bool {
         CUTS_MAX <= self.cuts.len()
     }
 
     /// Everything below `end` is archived.
-    pub(crate) fn committed(&mut self, end: Offset, now: Instant) {
+    fn committed(&mut self, end: Offset) {
         self.archived_end = end;
         self.cuts.pop_front();
-        self.last_commit = now;
     }
 
     /// The timestamp of the first record that is not archived.
@@ -221,7 +206,45 @@ impl Slot {
     /// Ends the session, if one is running: from here on deliveries are dropped. The caller takes the partition from
     /// the fetcher and sends [`Work::Reset`], as the answer says.
     pub(crate) fn end_session(&mut self, pause: Pause) -> Option<(Ticket, Pause)> {
-        self.reading.take().map(|_| (self.ticket.clone(), pause))
+        let reading = self.reading.take()?;
+        if let Some(timestamp_ms) = reading.oldest_timestamp() {
+            self.lag.oldest(timestamp_ms);
+        }
+        self.is_settling = self.has_cut;
+        Some((self.ticket.clone(), pause))
+    }
+
+    /// Whether the worker may still have to commit what was cut.
+    pub(crate) fn has_cuts_on_their_way(&self) -> bool {
+        let reading = self.reading.as_ref();
+        self.is_settling || reading.is_some_and(|reading| !reading.cuts.is_empty())
+    }
+
+    /// Everything below `end` is archived; `session` says by which.
+    pub(crate) fn committed(&mut self, session: u64, end: Offset, now: Instant) {
+        self.last_commit = now;
+        self.lag.archived(end);
+        if self.ticket.session == session
+            && let Some(reading) = &mut self.reading
+        {
+            reading.committed(end);
+        }
+    }
+
+    /// Where it stands, from the worker's attempts to open it.
+    pub(crate) fn stands(&mut self, standing: &Standing) {
+        match standing.archived_end {
+            Some(end) => self.lag.archived(end),
+            None => self.lag.archived_at_least(standing.live_start),
+        }
+        self.lag.high_watermark(standing.high_watermark.get());
+    }
+
+    /// The cluster is about to be asked for topic ids.
+    pub(crate) fn mark(&mut self) {
+        if let (Some(reading), Some(proof)) = (&self.reading, &mut self.proof) {
+            proof.marked = reading.progress.end();
+        }
     }
 
     /// Takes in a record. `now` may be a little old.
@@ -327,12 +350,12 @@ impl Slot {
         }
     }
 
-    /// The partition is taken away. If something was fetched and not committed, the worker looks whether the topic is
-    /// still there; if it is, whoever gets the partition reads it again. Whether the worker needs time for that.
-    pub(crate) fn leave(&mut self) -> bool {
+    /// The partition is taken away. If something was fetched and not committed, it is needed in case that the topic is
+    /// gone: then this is the last of it, to be sent as [`Work::Leave`]. Else whoever gets the partition reads it again.
+    pub(crate) fn leave(&mut self) -> Option<Option<CutWork>> {
         let cut = self.take_cut(Cut::Taken, false).ok().flatten();
-        let is_needed = cut.is_some() || self.has_cut;
-        is_needed && self.send(Work::Leave(cut)).is_ok()
+        let is_on_its_way = self.is_settling || self.reading.is_some() && self.has_cut;
+        (cut.is_some() || is_on_its_way).then_some(cut)
     }
 
     /// Hands what is left of the open segment to the worker; gives the cut to be sent after it.
@@ -345,7 +368,7 @@ impl Slot {
             return Ok(None);
         }
         self.send_burst(false)?;
-        let Some(reading) = &mut self.reading else {
+        let (Some(reading), Some(proof)) = (&mut self.reading, &self.proof) else {
             return Ok(None);
         };
         let Some(range) = reading.progress.range() else {
@@ -364,7 +387,7 @@ impl Slot {
             why,
             served,
             doubtful,
-            proven: Arc::clone(&reading.proven),
+            proven: Arc::clone(&proof.end),
         }))
     }
 
@@ -412,41 +435,37 @@ impl Slot {
 
     /// Brings the metrics up to date.
     pub(crate) fn measure(&mut self, live: Option<(i64, i64)>, now: Instant, unix_ms: i64) {
-        let last_commit = self
-            .reading
-            .as_ref()
-            .map_or(self.since, |reading| reading.last_commit);
+        let since = now.saturating_duration_since(self.last_commit);
         self.metrics
             .seconds_since_last_commit
-            .set(now.saturating_duration_since(last_commit).as_secs_f64());
-        let Some(reading) = &mut self.reading else {
-            return;
-        };
-        if reading.has_delivered() {
-            self.metrics.set_frozen(false);
-        }
-        if let Some((_, high)) = live {
-            reading.high_watermark = high;
-        }
-        let lag = reading
-            .high_watermark
-            .saturating_sub(reading.archived_end.get())
-            .max(0);
-        self.metrics.lag_records.set(lag);
-        // At an end that lies below the high watermark, an open transaction holds back what is between.
-        let unstable = match reading.end_of_partition {
-            Some(end) if reading.progress.end().get() == end => {
-                reading.high_watermark.saturating_sub(end).max(0)
+            .set(since.as_secs_f64());
+        self.metrics.set_read(self.reading.is_some());
+        if let Some(reading) = &mut self.reading {
+            if reading.has_delivered() {
+                self.metrics.set_frozen(false);
             }
-            _ => 0,
-        };
-        self.metrics.unstable_records.set(unstable);
-        let oldest = reading
-            .oldest_timestamp()
-            .filter(|timestamp| lag > 0 && 0 < *timestamp);
-        let age_ms = oldest.map_or(0, |timestamp| unix_ms.saturating_sub(timestamp).max(0));
-        let age = Duration::from_millis(u64::try_from(age_ms).unwrap_or(0));
-        self.metrics.lag_seconds.set(age.as_secs_f64());
+            if let Some((_, high)) = live {
+                reading.high_watermark = high;
+            }
+            self.lag.archived(reading.archived_end);
+            self.lag.high_watermark(reading.high_watermark);
+            if let Some(timestamp_ms) = reading.oldest_timestamp() {
+                self.lag.oldest(timestamp_ms);
+            }
+            // At an end that lies below the high watermark, an open transaction holds back what is between.
+            let unstable = match reading.end_of_partition {
+                Some(end) if reading.progress.end().get() == end => {
+                    reading.high_watermark.saturating_sub(end).max(0)
+                }
+                _ => 0,
+            };
+            self.metrics.unstable_records.set(unstable);
+        }
+        if let Some(proof) = &self.proof {
+            self.metrics.proven_offset.set(proof.end.get());
+        }
+        self.metrics.lag_records.set(self.lag.records());
+        self.metrics.lag_seconds.set(self.lag.seconds(unix_ms));
     }
 }
 

@@ -1,8 +1,7 @@
 //! A partition fed by hand: what it takes in, refuses, cuts and hands to its worker.
 
-use everlog_format::{OffsetRange, TimestampType};
+use everlog_format::{OffsetRange, TimestampType, TopicId};
 use prometheus::Registry;
-use tokio_util::sync::CancellationToken;
 
 use super::*;
 use crate::config::MemoryPlan;
@@ -43,8 +42,12 @@ fn slot(last_record: Option<Known>, compacted: bool) -> (Slot, mpsc::Receiver<Wo
         work,
         metrics: Arc::new(metrics.partition("orders", 3)),
         reading: Some(Reading::new(&begin, compacted, &memory, now)),
-        since: now,
+        lag: Lag::default(),
+        proof: Some(Proof::new(begin.topic_id, begin.covered_from)),
+        last_commit: now,
         has_cut: false,
+        is_settling: false,
+        left: CancellationToken::new(),
         worker: CancellationToken::new().drop_guard(),
     };
     (slot, queue)
@@ -113,9 +116,9 @@ fn only_what_came_before_the_question_is_proven_by_its_answer() {
     let (mut slot, mut queue) = slot(None, false);
     deliver(&mut slot, 60, 3).unwrap();
     deliver(&mut slot, 64, 3).unwrap();
-    slot.reading.as_mut().unwrap().mark();
+    slot.mark();
     deliver(&mut slot, 70, 3).unwrap();
-    slot.reading.as_ref().unwrap().prove();
+    slot.proof.as_ref().unwrap().prove();
     slot.cut(Cut::Trouble, false).unwrap();
     assert!(matches!(queue.try_recv(), Ok(Work::Burst { .. })));
     let Ok(Work::Cut(cut)) = queue.try_recv() else {
@@ -126,22 +129,64 @@ fn only_what_came_before_the_question_is_proven_by_its_answer() {
         cut.proven.part_of(cut.range),
         OffsetRange::new(at(60), at(65))
     );
-    // A later answer counts for what is on its way, too.
-    slot.reading.as_mut().unwrap().mark();
-    slot.reading.as_ref().unwrap().prove();
+    // A later answer counts for what is on its way, too, even if the session has ended meanwhile.
+    slot.mark();
+    assert!(slot.end_session(Pause::None).is_some());
+    slot.proof.as_ref().unwrap().prove();
     assert_eq!(cut.proven.part_of(cut.range), Some(cut.range));
 }
 
 #[test]
 fn a_worker_whose_partition_is_taken_is_told_what_is_open() {
     let (mut idle, mut queue) = slot(None, false);
-    assert!(!idle.leave());
+    assert!(idle.leave().is_none());
     assert!(queue.try_recv().is_err());
     let (mut busy, mut queue) = slot(None, false);
     deliver(&mut busy, 60, 3).unwrap();
-    assert!(busy.leave());
+    assert!(matches!(busy.leave(), Some(Some(cut)) if cut.range.end() == at(61)));
     assert!(matches!(queue.try_recv(), Ok(Work::Burst { .. })));
-    assert!(matches!(queue.try_recv(), Ok(Work::Leave(Some(cut))) if cut.range.end() == at(61)));
+    // What was cut before may still be on its way.
+    assert!(matches!(busy.leave(), Some(None)));
+}
+
+/// The lag stood still with the partition, and "since the last commit" began anew with each session.
+#[test]
+fn a_partition_that_is_not_read_is_measured_too() {
+    let (mut slot, _queue) = slot(None, false);
+    let begin = slot.last_commit;
+    let after = |secs| begin + Duration::from_secs(secs);
+    deliver(&mut slot, 60, 3).unwrap();
+    let first = 1_700_000_000_000;
+    slot.measure(None, after(1), first + 1_000);
+    assert_eq!(slot.metrics.lag_records.get(), 30);
+    assert!(slot.metrics.is_read());
+    slot.end_session(Pause::Frozen);
+    slot.stands(&Standing {
+        archived_end: Some(at(60)),
+        live_start: at(10),
+        high_watermark: at(200),
+    });
+    slot.measure(None, after(9), first + 9_000);
+    assert!(!slot.metrics.is_read());
+    assert_eq!(slot.metrics.lag_records.get(), 140);
+    assert_eq!(slot.metrics.lag_seconds.get(), 9.0);
+    assert_eq!(slot.metrics.seconds_since_last_commit.get(), 9.0);
+    // What the session had cut is committed after its end.
+    slot.committed(1, at(150), after(10));
+    slot.measure(None, after(12), first + 12_000);
+    assert_eq!(slot.metrics.lag_records.get(), 50);
+    assert_eq!(slot.metrics.seconds_since_last_commit.get(), 2.0);
+}
+
+#[test]
+fn a_session_that_has_ended_counts_until_its_worker_is_done_with_it() {
+    let (mut slot, _queue) = slot(None, false);
+    deliver(&mut slot, 60, 3).unwrap();
+    assert!(!slot.has_cuts_on_their_way());
+    slot.cut(Cut::Trouble, false).unwrap();
+    assert!(slot.has_cuts_on_their_way());
+    slot.end_session(Pause::None);
+    assert!(slot.has_cuts_on_their_way());
 }
 
 #[test]

@@ -1,19 +1,21 @@
 //! The partitions that the consumer's thread holds: sorts deliveries into them and follows the group's changes.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::error::Error;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use rdkafka::types::RDKafkaErrorCode;
 use tokio::runtime::Handle;
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
 
 use crate::clock::now;
+use crate::commit::topic_is_gone;
 use crate::config::MemoryPlan;
 use crate::decide::{BurstPlan, Cut, Limits, burst_plan};
-use crate::message::{Pause, Seen, Ticket};
+use crate::lag::Lag;
+use crate::message::{Pause, Seen, Ticket, Work};
 use crate::native::{Change, Delivery, What};
 use crate::slot::{Slot, SlotError};
 use crate::worker::{Context, Worker};
@@ -21,7 +23,7 @@ use crate::worker::{Context, Worker};
 /// Work waiting for one worker; far more than back-pressure lets come together.
 const WORK_MAX: usize = 1_024;
 
-/// How long a worker may go on whose partition was taken away because its topic is gone.
+/// How long it may take to find out whether the topic of a partition that was taken away is gone.
 const LEAVE_MAX: Duration = Duration::from_secs(60);
 
 /// The partitions, and what is needed to sort deliveries into them.
@@ -36,6 +38,12 @@ pub(crate) struct Slots {
     pub(crate) now: Instant,
     /// Records taken in since somebody has last looked.
     pub(crate) fetched_records: u64,
+    /// Workers of partitions that were taken away and may have something to commit.
+    pub(crate) leaving: Vec<mpsc::Sender<Work>>,
+    /// Whether the cluster is being asked for topic ids.
+    is_asking: bool,
+    /// Workers that wait for the answer.
+    waiting: Vec<oneshot::Sender<()>>,
     /// Partitions that have ended their session: to be taken from the fetcher once the batch in hand is done with.
     pub(crate) to_reset: Vec<(Ticket, Pause)>,
 }
@@ -58,6 +66,9 @@ impl Slots {
             assignments: 0,
             now: now(),
             fetched_records: 0,
+            leaving: Vec::new(),
+            is_asking: false,
+            waiting: Vec::new(),
             to_reset: Vec::new(),
         }
     }
@@ -91,13 +102,8 @@ impl Slots {
                             .slots
                             .get_mut(topic.as_str())
                             .and_then(|slots| slots.remove(&partition));
-                        if let Some(mut slot) = slot
-                            && slot.leave()
-                        {
-                            self.runtime.spawn(async move {
-                                tokio::time::sleep(LEAVE_MAX).await;
-                                drop(slot.worker);
-                            });
+                        if let Some(slot) = slot {
+                            self.part(slot);
                         }
                     }
                     self.slots.retain(|_, partitions| !partitions.is_empty());
@@ -105,6 +111,27 @@ impl Slots {
             }
             self.plan_bursts();
         }
+    }
+
+    /// Lets a partition go. If its topic is gone, nobody else can read what we have: then its worker commits it, as far
+    /// as it is proven, and however long the store takes.
+    fn part(&mut self, mut slot: Slot) {
+        let (Some(cut), Some(proof)) = (slot.leave(), &slot.proof) else {
+            return;
+        };
+        let (context, ours) = (Arc::clone(&self.context), proof.topic_id);
+        self.leaving.push(slot.work.clone());
+        self.runtime.spawn(async move {
+            let all = BTreeSet::new();
+            let asked = topic_is_gone(&context, &slot.ticket, &all, ours);
+            if let Ok(true) = tokio::time::timeout(LEAVE_MAX, asked).await
+                && slot.work.send(Work::Leave(cut)).await.is_ok()
+            {
+                slot.left.cancel();
+                slot.work.closed().await;
+            }
+            drop(slot.worker);
+        });
     }
 
     fn add(&mut self, topic: &str, partition: i32) {
@@ -117,12 +144,13 @@ impl Slots {
         };
         let (work, queue) = mpsc::channel(WORK_MAX);
         let metrics = Arc::new(self.context.metrics.partition(topic, partition));
-        let token = CancellationToken::new();
+        let (token, left) = (CancellationToken::new(), CancellationToken::new());
         let worker = Worker::new(
             Arc::clone(&self.context),
             ticket.clone(),
             queue,
             Arc::clone(&metrics),
+            left.clone(),
         );
         self.runtime.spawn(worker.run(token.clone()));
         let slot = Slot {
@@ -130,8 +158,12 @@ impl Slots {
             work,
             metrics,
             reading: None,
-            since: self.now,
+            lag: Lag::default(),
+            proof: None,
+            last_commit: self.now,
             has_cut: false,
+            is_settling: false,
+            left,
             worker: token.drop_guard(),
         };
         self.slots
@@ -194,6 +226,40 @@ impl Slots {
         self.to_reset.extend(ended);
     }
 
+    /// Ends the session of a partition whose topic a worker has found gone; what is open goes to the worker first. It is
+    /// told through `noted` once ids that are being asked for are there, which may prove more.
+    pub(crate) fn gone(&mut self, ticket: &Ticket, noted: oneshot::Sender<()>) {
+        let ended = self
+            .assigned(ticket)
+            .filter(|slot| slot.ticket.session == ticket.session)
+            .and_then(end_of_topic);
+        self.to_reset.extend(ended);
+        if self.is_asking {
+            self.waiting.push(noted);
+        } else {
+            // An error says that the worker has ended.
+            let _ = noted.send(());
+        }
+    }
+
+    /// The cluster is about to be asked for topic ids.
+    pub(crate) fn mark(&mut self) {
+        // The question before was not answered.
+        self.asked();
+        self.is_asking = true;
+        for slot in self.iter_mut() {
+            slot.mark();
+        }
+    }
+
+    fn asked(&mut self) {
+        self.is_asking = false;
+        for noted in self.waiting.drain(..) {
+            // An error says that the worker has ended.
+            let _ = noted.send(());
+        }
+    }
+
     /// Compares the topics' ids with what is being read: what was delivered before they were asked for is proven by an
     /// id that all brokers show; another id, or none, ends the session, and the worker asks for itself.
     pub(crate) fn compare(&mut self, seen: &[Seen]) {
@@ -202,28 +268,28 @@ impl Slots {
                 continue;
             };
             for slot in partitions.values_mut() {
-                let Some(reading) = &slot.reading else {
+                // Of a session that has ended, too: what it has cut may be on its way.
+                let Some(proof) = &slot.proof else {
                     continue;
                 };
-                let partition = slot.ticket.partition;
-                if *id != Some(reading.topic_id) {
+                if *id == Some(proof.topic_id) {
+                    if *agreed {
+                        proof.prove();
+                    }
+                } else if slot.reading.is_some() {
                     let new_id = id.map(tracing::field::display);
+                    let partition = slot.ticket.partition;
                     tracing::warn!(
                         topic,
                         partition,
                         new_id,
                         "the topic was deleted or created again"
                     );
-                    if let Err(error) = slot.cut(Cut::Trouble, false) {
-                        let error = &error as &dyn Error;
-                        tracing::warn!(topic, partition, error, "what was open could not be cut");
-                    }
-                    self.to_reset.extend(slot.end_session(Pause::None));
-                } else if *agreed {
-                    reading.prove();
+                    self.to_reset.extend(end_of_topic(slot));
                 }
             }
         }
+        self.asked();
     }
 
     /// A delivery that can't be taken in: what is open is dropped and read again.
@@ -284,4 +350,14 @@ impl Slots {
         let ended = slot.end_session(Pause::Frozen);
         self.to_reset.extend(ended);
     }
+}
+
+/// Cuts what is open and ends the session, because the topic is gone.
+fn end_of_topic(slot: &mut Slot) -> Option<(Ticket, Pause)> {
+    if let Err(error) = slot.cut(Cut::Trouble, false) {
+        let (topic, partition) = (&*slot.ticket.topic, slot.ticket.partition);
+        let error = &error as &dyn Error;
+        tracing::warn!(topic, partition, error, "what was open could not be cut");
+    }
+    slot.end_session(Pause::None)
 }

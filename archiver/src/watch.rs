@@ -66,7 +66,8 @@ pub(crate) struct Watch {
     pub(crate) commands: mpsc::Sender<Command>,
     known_configs: HashMap<String, TopicConfigs>,
     internal: BTreeSet<String>,
-    subscribed: Option<Vec<String>>,
+    /// What librdkafka took last.
+    subscribed: Option<BTreeSet<String>>,
     /// Whether the last question was answered. If not, it is not put again for a while: topics not known count as
     /// ordinary ones.
     configs_told: bool,
@@ -141,7 +142,7 @@ impl Watch {
         self.learn_configs(&candidates).await;
         self.mark().await;
         let described = self.describe(&candidates, &view).await?;
-        let topics: Vec<String> = candidates
+        let topics: BTreeSet<String> = candidates
             .into_iter()
             .filter(|name| {
                 let compacted = self
@@ -180,19 +181,20 @@ impl Watch {
         Ok(())
     }
 
-    async fn tell(&mut self, topics: Vec<String>, described: Vec<Seen>) {
-        if self.subscribed.as_ref() != Some(&topics) {
+    async fn tell(&mut self, topics: BTreeSet<String>, described: Vec<Seen>) {
+        let is_new = self.subscribed.as_ref() != Some(&topics);
+        let is_taken = is_new && self.subscribe(&topics).await;
+        if is_taken {
             if topics.is_empty() {
                 let selection = &self.selection;
                 tracing::warn!(%selection, "no topic of the cluster matches the selection, keeping watch");
             } else {
                 tracing::info!(count = topics.len(), ?topics, "archiving these topics");
             }
-            self.send(Command::Subscribe(topics.clone())).await;
         }
         let gone = self.subscribed.iter().flatten();
         let gone = gone
-            .filter(|topic| !topics.contains(topic))
+            .filter(|topic| !topics.contains(*topic))
             .map(|topic| Seen {
                 topic: topic.clone(),
                 id: None,
@@ -204,7 +206,17 @@ impl Watch {
             .chain(gone)
             .collect();
         self.send(Command::Incarnations(ids)).await;
-        self.subscribed = Some(topics);
+        if is_taken {
+            self.subscribed = Some(topics);
+        }
+    }
+
+    /// Whether it was taken; if not, the next look tries again.
+    async fn subscribe(&self, topics: &BTreeSet<String>) -> bool {
+        let (told, wait) = oneshot::channel();
+        let topics = topics.iter().cloned().collect();
+        self.send(Command::Subscribe(topics, told)).await;
+        wait.await.unwrap_or(false)
     }
 
     /// What is delivered from here on is not proven by the ids that are asked for next.
@@ -272,6 +284,33 @@ impl Watch {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// A refused subscription used to count as made, and its topics were never archived.
+    #[tokio::test]
+    async fn a_subscription_that_is_refused_is_tried_again() {
+        let properties = [("bootstrap.servers".to_owned(), "127.0.0.1:1".to_owned())];
+        let (commands, mut queue) = mpsc::channel(8);
+        let selection = TopicSelection::parse(&["orders"]).unwrap();
+        let cluster = Cluster::new(&properties).unwrap();
+        let mut watch = Watch::new(cluster, selection, Default::default(), commands);
+        let topics = BTreeSet::from(["orders".to_owned()]);
+        for answer in [Some(false), Some(true), None] {
+            let answering = async {
+                while let Some(command) = queue.recv().await {
+                    match command {
+                        Command::Subscribe(topics, told) => {
+                            assert_eq!(topics, ["orders"]);
+                            told.send(answer.expect("not asked again")).unwrap();
+                        }
+                        Command::Incarnations(_) => return,
+                        other => panic!("{other:?}"),
+                    }
+                }
+            };
+            tokio::join!(watch.tell(topics.clone(), Vec::new()), answering);
+            assert_eq!(watch.subscribed.is_some(), answer != Some(false));
+        }
+    }
 
     #[test]
     fn topics_that_keep_no_history_need_their_plain_name() {

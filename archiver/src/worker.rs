@@ -1,37 +1,43 @@
-//! One partition's worker: opens the archive's side, encodes, commits, and starts over when something is wrong.
+//! One partition's worker: opens the archive's side, and starts over when something is wrong.
 //!
-//! A session runs from [`Command::Begin`] to [`Work::Reset`]. Segments are encoded while the one before is uploaded and
+//! A session (`session`) runs from [`Command::Begin`] to [`Work::Reset`]. Segments are encoded while the one before is uploaded and
 //! committed; more than these two there never are. The worker ends when its partition is taken away; a commit that is
 //! under way then may or may not happen, which the next holder finds out by reading the chain.
 
 use std::collections::BTreeSet;
 use std::error::Error;
 use std::sync::Arc;
+use std::time::Duration;
 
-use everlog_format::{
-    ClusterId, Day, Incarnation, Offset, Partition, PartitionKey, Segment, TopicId, TopicName,
-};
+use everlog_format::{ClusterId, Incarnation, Offset, Partition, PartitionKey, Segment, TopicName};
 use everlog_index::{Archive, DataEntry, EntryKind, IndexError, Lookup, Snapshot, TopicInfo};
 use everlog_store::StoreError;
 use tokio::sync::{Semaphore, mpsc};
-use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 use crate::cluster::{Cluster, ClusterError};
-use crate::commit::{Failure, Hand, Job, PAUSE_MAX, append, commit, hole, wait};
+use crate::commit::{Failure, Hand, PAUSE_MAX, append, hole};
 use crate::decide::{Backoff, Known, Start, StartView, start};
-use crate::encode::{EncodeError, Identity, NewFile, OpenFile};
+use crate::encode::Identity;
 use crate::memory::Memory;
-use crate::message::{Begin, Command, CutWork, Pause, SegmentMeter, Ticket, Work};
+use crate::message::{Begin, Command, Pause, Standing, Ticket, Work};
 use crate::metrics::{Metrics, PartitionMetrics};
-use crate::spool::{Burst, SpoolDir};
+use crate::session::Session;
+use crate::spool::SpoolDir;
 use crate::watch::Facts;
 
 /// How far back the last record is looked for behind entries without one.
 const LAST_RECORD_ENTRIES_MAX: usize = 64;
 
+/// How often the cluster is asked where a partition ends that is not read.
+const MEASURE_EVERY: Duration = Duration::from_secs(15);
+/// How many of these questions may be under way.
+pub(crate) const QUESTIONS_MAX: usize = 4;
+
 /// What all workers share.
 pub(crate) struct Context {
+    /// Permits to ask for what only metrics need.
+    pub(crate) questions: Semaphore,
     pub(crate) archive: Arc<Archive>,
     pub(crate) cluster: Cluster,
     pub(crate) cluster_id: ClusterId,
@@ -91,11 +97,14 @@ impl OpenError {
 
 /// See the module.
 pub(crate) struct Worker {
-    context: Arc<Context>,
-    ticket: Ticket,
-    work: mpsc::Receiver<Work>,
-    metrics: Arc<PartitionMetrics>,
-    resets: Backoff,
+    pub(crate) context: Arc<Context>,
+    pub(crate) ticket: Ticket,
+    pub(crate) work: mpsc::Receiver<Work>,
+    pub(crate) metrics: Arc<PartitionMetrics>,
+    /// Cancelled once there is nothing to open any more.
+    left: CancellationToken,
+    /// Of sessions that ended in trouble.
+    pub(crate) resets: Backoff,
 }
 
 impl Worker {
@@ -104,33 +113,53 @@ impl Worker {
         ticket: Ticket,
         work: mpsc::Receiver<Work>,
         metrics: Arc<PartitionMetrics>,
+        left: CancellationToken,
     ) -> Worker {
         Worker {
             context,
             ticket,
             work,
             metrics,
+            left,
             resets: Backoff::new(PAUSE_MAX),
         }
     }
 
     /// Works until `taken` is cancelled.
     pub(crate) async fn run(self, taken: CancellationToken) {
-        let _ = taken.run_until_cancelled(Box::pin(self.sessions())).await;
+        let measured = measure(
+            Arc::clone(&self.context),
+            self.ticket.clone(),
+            Arc::clone(&self.metrics),
+        );
+        let work = Box::pin(async {
+            tokio::select! {
+                () = self.sessions() => {}
+                () = measured => {}
+            }
+        });
+        let _ = taken.run_until_cancelled(work).await;
     }
 
     async fn sessions(mut self) {
         let mut hand = None;
+        let left = self.left.clone();
         loop {
             self.ticket.session += 1;
-            let begin = self.open(&mut hand).await;
+            let opened = left.run_until_cancelled(self.open(&mut hand)).await;
+            let Some(begin) = opened else { return };
             self.context
                 .send(Command::Begin(self.ticket.clone(), begin))
                 .await;
             let Some(pause) = Session::new(&mut self, &mut hand).run().await else {
                 return;
             };
-            self.stay_away(pause, &mut hand).await;
+            let settled = Command::Settled(self.ticket.clone());
+            self.context.send(settled).await;
+            let waited = left.run_until_cancelled(self.stay_away(pause, &mut hand));
+            if waited.await.is_none() {
+                return;
+            }
         }
     }
 
@@ -156,10 +185,15 @@ impl Worker {
     async fn open(&mut self, hand: &mut Option<Hand>) -> Begin {
         let mut backoff = Backoff::new(PAUSE_MAX);
         loop {
-            let error = match self.try_open(hand).await {
+            let mut standing = None;
+            let error = match self.try_open(hand, &mut standing).await {
                 Ok(begin) => return begin,
                 Err(error) => error,
             };
+            if let Some(standing) = standing {
+                let stands = Command::Stands(self.ticket.clone(), standing);
+                self.context.send(stands).await;
+            }
             if error.freezes() {
                 self.metrics.set_frozen(true);
                 *hand = None;
@@ -180,11 +214,20 @@ impl Worker {
         }
     }
 
-    async fn try_open(&mut self, hand: &mut Option<Hand>) -> Result<Begin, OpenError> {
+    async fn try_open(
+        &mut self,
+        hand: &mut Option<Hand>,
+        standing: &mut Option<Standing>,
+    ) -> Result<Begin, OpenError> {
         let (topic, partition) = (Arc::clone(&self.ticket.topic), self.ticket.partition);
         loop {
             let (live_start, high_watermark) =
                 self.context.cluster.watermarks(&topic, partition).await?;
+            let standing = standing.insert(Standing {
+                archived_end: None,
+                live_start,
+                high_watermark,
+            });
             // Asked after the watermarks: if it is still the incarnation of the hand, they were this incarnation's.
             let id = self
                 .context
@@ -206,6 +249,7 @@ impl Worker {
             }
             let Some(hand) = hand.as_mut() else { continue };
             let next = hand.writer.next_offset();
+            standing.archived_end = next;
             let last_record = match hand.writer.snapshot() {
                 Some(snapshot) => last_record(&self.context.archive, snapshot).await?,
                 None => None,
@@ -294,6 +338,36 @@ impl Worker {
     }
 }
 
+/// Asks now and then how far the cluster is while the partition is not read: the lag of one that stands still has to
+/// grow. Never ends.
+async fn measure(context: Arc<Context>, ticket: Ticket, metrics: Arc<PartitionMetrics>) {
+    loop {
+        tokio::time::sleep(MEASURE_EVERY).await;
+        if metrics.is_read() {
+            continue;
+        }
+        // With the cluster away each question holds a thread until its time-out.
+        let Ok(_permit) = context.questions.acquire().await else {
+            return;
+        };
+        // An error is no news: opening the partition asks the same, and logs it.
+        if let Ok((live_start, high_watermark)) = context
+            .cluster
+            .watermarks(&ticket.topic, ticket.partition)
+            .await
+        {
+            let standing = Standing {
+                archived_end: None,
+                live_start,
+                high_watermark,
+            };
+            context
+                .send(Command::Stands(ticket.clone(), standing))
+                .await;
+        }
+    }
+}
+
 /// The last archived record; `None` if there is none, or none with an epoch.
 async fn last_record(archive: &Archive, snapshot: &Snapshot) -> Result<Option<Known>, OpenError> {
     let Some(covered) = snapshot.covered() else {
@@ -351,221 +425,3 @@ async fn last_offset(
         }
     }
 }
-
-/// Why a session ends from the worker's side.
-#[derive(Debug, thiserror::Error)]
-enum SessionError {
-    #[error(transparent)]
-    Encode(#[from] EncodeError),
-    #[error(transparent)]
-    Commit(#[from] Failure),
-    #[error("a thread of this process ended unexpectedly")]
-    Died,
-}
-
-struct Session<'a> {
-    worker: &'a mut Worker,
-    hand_slot: &'a mut Option<Hand>,
-    identity: Option<Identity>,
-    open: Option<OpenFile>,
-    day_before: Option<Day>,
-    committing: JoinSet<(Hand, Result<(), Failure>)>,
-    failed: bool,
-}
-
-impl<'a> Session<'a> {
-    fn new(worker: &'a mut Worker, hand_slot: &'a mut Option<Hand>) -> Session<'a> {
-        let identity = hand_slot.as_ref().map(|hand| hand.identity.clone());
-        let day_before = hand_slot.as_ref().and_then(|hand| hand.writer.last_day());
-        Session {
-            worker,
-            hand_slot,
-            identity,
-            open: None,
-            day_before,
-            committing: JoinSet::new(),
-            failed: false,
-        }
-    }
-
-    /// Works until a reset; `None` when there will be no more work.
-    async fn run(mut self) -> Option<Pause> {
-        loop {
-            tokio::select! {
-                biased;
-                Some(done) = self.committing.join_next() => self.committed(done).await,
-                work = self.worker.work.recv() => match work? {
-                    Work::Reset(pause) => {
-                        // The hand has to come back, and what is being committed is beyond doubt.
-                        while let Some(done) = self.committing.join_next().await {
-                            self.failed = true;
-                            self.committed(done).await;
-                        }
-                        return Some(pause);
-                    }
-                    Work::Leave(cut) => {
-                        self.leave(cut).await;
-                        return None;
-                    }
-                    _ if self.failed => {}
-                    Work::Burst { start, burst, ends_row_group, meter } => {
-                        if let Err(error) = self.burst(start, burst, ends_row_group, meter).await {
-                            self.fail(error).await;
-                        }
-                    }
-                    Work::Cut(cut) => {
-                        if let Err(error) = self.cut(cut).await {
-                            self.fail(error).await;
-                        }
-                    }
-                },
-            }
-        }
-    }
-
-    /// The partition is no longer ours. If its topic is gone, nobody else can read what we have: then it is committed as
-    /// far as the rules allow.
-    async fn leave(&mut self, cut: Option<CutWork>) {
-        let ours = self
-            .identity
-            .as_ref()
-            .map(|identity| identity.incarnation.topic_id);
-        let (context, ticket) = (Arc::clone(&self.worker.context), self.worker.ticket.clone());
-        if !topic_is_gone(&context, &ticket, ours).await {
-            return;
-        }
-        if let Some(cut) = cut
-            && !self.failed
-            && let Err(error) = self.cut(cut).await
-        {
-            self.fail(error).await;
-        }
-        while let Some(done) = self.committing.join_next().await {
-            self.committed(done).await;
-        }
-    }
-
-    async fn burst(
-        &mut self,
-        start: Offset,
-        burst: Burst,
-        ends_row_group: bool,
-        meter: Arc<SegmentMeter>,
-    ) -> Result<(), SessionError> {
-        if burst.is_empty() {
-            return Ok(());
-        }
-        let identity = self.identity.clone().ok_or(SessionError::Died)?;
-        let context = Arc::clone(&self.worker.context);
-        let permit = Arc::clone(&context.encoders)
-            .acquire_owned()
-            .await
-            .map_err(|_| SessionError::Died)?;
-        let (open, day_before) = (self.open.take(), self.day_before);
-        let encoded = tokio::task::spawn_blocking(move || {
-            let _permit = permit;
-            let new = NewFile {
-                dir: &context.spool,
-                identity,
-                start,
-                day_before,
-                gauge: &context.memory.writers,
-            };
-            OpenFile::add(open, &new, burst, ends_row_group, &meter)
-        });
-        self.open = encoded.await.map_err(|_| SessionError::Died)??;
-        Ok(())
-    }
-
-    async fn cut(&mut self, cut: CutWork) -> Result<(), SessionError> {
-        let file = match self.open.take() {
-            None => None,
-            Some(open) => {
-                self.day_before = Some(open.day);
-                let encoders = Arc::clone(&self.worker.context.encoders);
-                let permit = encoders
-                    .acquire_owned()
-                    .await
-                    .map_err(|_| SessionError::Died)?;
-                let end = cut.range.end();
-                let finished = tokio::task::spawn_blocking(move || {
-                    let _permit = permit;
-                    open.finish(end)
-                });
-                let finished = finished.await.map_err(|_| SessionError::Died)??;
-                Some(Arc::new(finished))
-            }
-        };
-        while let Some(done) = self.committing.join_next().await {
-            self.committed(done).await;
-        }
-        if self.failed {
-            return Ok(());
-        }
-        let hand = self.hand_slot.take().ok_or(SessionError::Died)?;
-        let (context, ticket) = (Arc::clone(&self.worker.context), self.worker.ticket.clone());
-        self.committing
-            .spawn(commit(context, ticket, hand, Job { cut, file }));
-        Ok(())
-    }
-
-    async fn committed(
-        &mut self,
-        done: Result<(Hand, Result<(), Failure>), tokio::task::JoinError>,
-    ) {
-        match done {
-            Ok((hand, Ok(()))) => {
-                *self.hand_slot = Some(hand);
-                self.worker.resets = Backoff::new(PAUSE_MAX);
-            }
-            Ok((hand, Err(failure))) => {
-                *self.hand_slot = Some(hand);
-                self.fail(failure.into()).await;
-            }
-            Err(_) => self.fail(SessionError::Died).await,
-        }
-    }
-
-    /// Asks for a reset, once.
-    async fn fail(&mut self, error: SessionError) {
-        if std::mem::replace(&mut self.failed, true) {
-            return;
-        }
-        let ticket = &self.worker.ticket;
-        let pause = match &error {
-            SessionError::Commit(Failure::Lost | Failure::OtherIncarnation) => Pause::None,
-            SessionError::Commit(Failure::Contended) => {
-                self.worker.metrics.contended.inc();
-                Pause::Off(CONTENDED_PAUSE)
-            }
-            _ => Pause::Frozen,
-        };
-        tracing::warn!(
-            topic = &*ticket.topic,
-            partition = ticket.partition,
-            error = &error as &dyn Error,
-            ?pause,
-            "what is not committed is dropped and read again from the cluster"
-        );
-        self.worker
-            .context
-            .send(Command::Failed(ticket.clone(), pause))
-            .await;
-    }
-}
-
-/// Whether the topic is no longer the incarnation `ours`; asks until the cluster answers.
-async fn topic_is_gone(context: &Context, ticket: &Ticket, ours: Option<TopicId>) -> bool {
-    let (mut backoff, what) = (Backoff::new(PAUSE_MAX), "asking for the topic's id");
-    loop {
-        let all = BTreeSet::new();
-        let asked = context.cluster.incarnation(&ticket.topic, &all).await;
-        match asked {
-            Ok(id) => return id != ours,
-            Err(error) => wait(context, ticket, &mut backoff, what, &error).await,
-        }
-    }
-}
-
-/// How long a partition that another archiver holds is left alone.
-const CONTENDED_PAUSE: std::time::Duration = std::time::Duration::from_secs(60);

@@ -5,7 +5,8 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, anyhow, bail};
 use rdkafka::admin::{
-    AdminClient, AdminOptions, AlterConfig, NewTopic, ResourceSpecifier, TopicReplication,
+    AdminClient, AdminOptions, AlterConfig, NewPartitions, NewTopic, ResourceSpecifier,
+    TopicReplication,
 };
 use rdkafka::client::DefaultClientContext;
 use rdkafka::consumer::{BaseConsumer, Consumer};
@@ -103,6 +104,18 @@ impl Admin {
             let metadata = self.client.inner().fetch_metadata(None, PATIENCE)?;
             Ok(!metadata.topics().iter().any(|topic| topic.name() == name))
         })
+    }
+
+    /// Lets a topic grow to `count` partitions, and waits until all have a leader.
+    pub fn create_partitions(&self, name: &str, count: usize) -> Result<()> {
+        let wanted = NewPartitions::new(name, count);
+        let results = self
+            .runtime
+            .block_on(self.client.create_partitions([&wanted], &Admin::options()))?;
+        for result in results {
+            result.map_err(|(name, code)| anyhow!("adding partitions to {name}: {code}"))?;
+        }
+        self.wait_leaders(name, i32::try_from(count)?)
     }
 
     /// Sets one config of a topic (and resets those that were set by this call before).

@@ -39,6 +39,8 @@ struct Shared {
     faults: Mutex<Faults>,
     requests: AtomicU64,
     failed: AtomicU64,
+    /// Requests that are held back and have not reached the server.
+    held: AtomicU64,
     stopped: AtomicBool,
     /// Nothing has failed in this mode yet: the first request does, whatever the share, or a short test may see no fault.
     first: AtomicBool,
@@ -61,6 +63,7 @@ impl FaultProxy {
             faults: Mutex::default(),
             requests: AtomicU64::new(0),
             failed: AtomicU64::new(0),
+            held: AtomicU64::new(0),
             stopped: AtomicBool::new(false),
             first: AtomicBool::new(true),
         });
@@ -99,6 +102,13 @@ impl FaultProxy {
             self.shared.requests.load(Ordering::Relaxed),
             self.shared.failed.load(Ordering::Relaxed),
         )
+    }
+}
+
+impl FaultProxy {
+    /// Requests held back by [`Faults::Hold`] that have not reached the server yet.
+    pub fn held(&self) -> u64 {
+        self.shared.held.load(Ordering::Relaxed)
     }
 }
 
@@ -153,14 +163,16 @@ fn relay(shared: &Shared, mut client: TcpStream) -> Result<()> {
     copy_body(&mut client, &mut body, &already, length, chunked)?;
     if mode == Faults::Hold {
         shared.failed.fetch_add(1, Ordering::Relaxed);
+        shared.held.fetch_add(1, Ordering::Relaxed);
         while faults() == Faults::Hold && !shared.stopped.load(Ordering::Relaxed) {
             std::thread::sleep(Duration::from_millis(50));
         }
     }
-    let mut server = TcpStream::connect(("127.0.0.1", shared.upstream))?;
-    server.write_all(&for_one_request(&head))?;
-    // What a server does not want to read any more is its own affair; its answer counts.
-    let _ = server.write_all(&body);
+    let arrived = arrive(shared.upstream, &head, &body);
+    if mode == Faults::Hold {
+        shared.held.fetch_sub(1, Ordering::Relaxed);
+    }
+    let mut server = arrived?;
     let lost = matches!(mode, Faults::LoseAnswers(share) if failed(share));
     if lost {
         shared.failed.fetch_add(1, Ordering::Relaxed);
@@ -171,6 +183,15 @@ fn relay(shared: &Shared, mut client: TcpStream) -> Result<()> {
     }
     std::io::copy(&mut server, &mut client)?;
     Ok(())
+}
+
+/// Hands a request to the server.
+fn arrive(upstream: u16, head: &str, body: &[u8]) -> Result<TcpStream> {
+    let mut server = TcpStream::connect(("127.0.0.1", upstream))?;
+    server.write_all(&for_one_request(head))?;
+    // What a server does not want to read any more is its own affair; its answer counts.
+    let _ = server.write_all(body);
+    Ok(server)
 }
 
 fn read_head(client: &mut TcpStream) -> Result<(String, Vec<u8>)> {

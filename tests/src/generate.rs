@@ -149,6 +149,21 @@ pub fn produce_orders(
     sender.flush()
 }
 
+/// Sends `records` of 1000 bytes that compress about 40 : 1, in large zstd batches.
+pub fn produce_inflating(bootstrap: &str, topic: &str, records: u64) -> Result<()> {
+    let sender = Sender::new(bootstrap, "zstd")?;
+    let mut rng = StdRng::seed_from_u64(records);
+    let mut value = vec![0_u8; 1000];
+    for number in 0..records {
+        rng.fill(&mut value[..14]);
+        sender.send(BaseRecord::to(topic).partition(0).payload(&value[..]))?;
+        if number % 64 == 0 {
+            sender.producer.poll(Duration::ZERO);
+        }
+    }
+    sender.flush()
+}
+
 /// A topic that holds everything that line 1 of the issue names.
 #[derive(Clone, Debug)]
 pub struct Fidelity {
@@ -302,8 +317,15 @@ impl Fidelity {
             value: Some(Vec::new()),
             ..bare.clone()
         };
+        // Any text may be a key, U+0000 too.
+        let mut nul = record(EPOCH_MS, "NUL in header keys");
+        for key in [&b"a\0b"[..], b"end\0", b"\0"] {
+            for value in [None, Some(&b""[..]), Some(&b"v\0"[..])] {
+                nul.headers.push((key.to_vec(), value.map(<[u8]>::to_vec)));
+            }
+        }
         batches.push(RawBatch {
-            records: vec![odd, bare, empty],
+            records: vec![odd, bare, empty, nul],
         });
         produce_raw(bootstrap, &self.topic, partition, &batches)
     }

@@ -17,6 +17,8 @@ pub struct KafkaOptions {
     pub nodes: u16,
     /// More broker properties.
     pub properties: Vec<(String, String)>,
+    /// Whether each node has a further listener, `SASL`, of protocol SASL_PLAINTEXT. Its users are among the properties.
+    pub sasl: bool,
     /// The heap of each node.
     pub heap: &'static str,
 }
@@ -26,6 +28,7 @@ impl Default for KafkaOptions {
         KafkaOptions {
             nodes: 1,
             properties: Vec::new(),
+            sasl: false,
             heap: "-Xmx512m",
         }
     }
@@ -56,10 +59,17 @@ impl Kafka {
     pub fn start_with(case: &Case, options: KafkaOptions) -> Result<Kafka> {
         let cache = Cache::find()?;
         let count = options.nodes;
-        let port = free_ports(2 * count)?;
+        let port = free_ports(3 * count)?;
         let voters: Vec<String> = (0..count)
             .map(|i| format!("{}@127.0.0.1:{}", i + 1, port + count + i))
             .collect();
+        let listeners = |plain: u16| {
+            let sasl = match options.sasl {
+                true => format!(",SASL://127.0.0.1:{}", plain + 2 * count),
+                false => String::new(),
+            };
+            format!("PLAINTEXT://127.0.0.1:{plain}{sasl}")
+        };
         let mut nodes = Vec::new();
         for i in 0..count {
             let folder = case.path(&format!("kafka-{}-{}", port, i + 1));
@@ -69,11 +79,13 @@ impl Kafka {
                 format!("node.id={}", i + 1),
                 format!("controller.quorum.voters={}", voters.join(",")),
                 format!(
-                    "listeners=PLAINTEXT://127.0.0.1:{},CONTROLLER://127.0.0.1:{}",
-                    port + i,
+                    "listeners={},CONTROLLER://127.0.0.1:{}",
+                    listeners(port + i),
                     port + count + i
                 ),
-                format!("advertised.listeners=PLAINTEXT://127.0.0.1:{}", port + i),
+                format!("advertised.listeners={}", listeners(port + i)),
+                "listener.security.protocol.map=PLAINTEXT:PLAINTEXT,CONTROLLER:PLAINTEXT,SASL:SASL_PLAINTEXT"
+                    .to_owned(),
                 "controller.listener.names=CONTROLLER".to_owned(),
                 format!("log.dirs={}", folder.join("data").display()),
                 format!("broker.rack=r{}", i + 1),
@@ -122,6 +134,16 @@ impl Kafka {
             .nodes
             .iter()
             .map(|node| format!("127.0.0.1:{}", node.port))
+            .collect();
+        all.join(",")
+    }
+
+    /// As [`Kafka::bootstrap`], of the SASL listeners.
+    pub fn sasl_bootstrap(&self) -> String {
+        let all: Vec<String> = self
+            .nodes
+            .iter()
+            .map(|node| format!("127.0.0.1:{}", node.port + 2 * self.options.nodes))
             .collect();
         all.join(",")
     }

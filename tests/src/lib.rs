@@ -32,7 +32,7 @@ pub use clients::{
 pub use compare::{assert_same, count_lines, offsets, same};
 pub use everlog::{Archive, Everlog, EverlogOptions, Held};
 pub use fault::{FaultProxy, Faults};
-pub use generate::{Fidelity, order_json, produce_orders};
+pub use generate::{Fidelity, order_json, produce_inflating, produce_orders};
 pub use kafka::{Kafka, KafkaOptions};
 pub use lines::{LineWriter, RecordParts};
 pub use loop_device::LoopDevice;

@@ -89,8 +89,9 @@ fn what_was_fetched_of_a_deleted_topic_is_archived_and_the_topic_stays_deleted()
         };
         produce_orders(&kafka.bootstrap(), "orders", 2, 0..2000, "none")?;
         fetched(2000.0)?;
-        // The archiver asks for topic ids every ten seconds. Nothing shows that it has.
-        std::thread::sleep(Duration::from_secs(25));
+        wait_until("all brokers to have shown the topic's id", PATIENCE, || {
+            Ok(everlog.metric("everlog_archiver_proven_offset")? >= 2000.0)
+        })?;
         ensure!(records(&archive, "orders")? == 0);
         produce_orders(&kafka.bootstrap(), "orders", 2, 2000..2300, "none")?;
         fetched(2300.0)?;
@@ -99,8 +100,10 @@ fn what_was_fetched_of_a_deleted_topic_is_archived_and_the_topic_stays_deleted()
             std::thread::sleep(Duration::from_millis(500));
             Ok(records(&archive, "orders")? >= 2000)
         })?;
-        // Time for the archiver to ask again.
-        std::thread::sleep(Duration::from_secs(15));
+        // By then it has asked for the topic again, and given it up.
+        wait_until("the partitions to be let go", PATIENCE, || {
+            Ok(everlog.metric("everlog_archiver_partitions")? < 0.5)
+        })?;
         ensure!(records(&archive, "orders")? <= 2300);
         archive.verify()?;
         everlog.stop()?;
@@ -115,6 +118,13 @@ fn what_was_fetched_of_a_deleted_topic_is_archived_and_the_topic_stays_deleted()
         ensure!(!is_back, "the topic was created again");
         Ok(())
     });
+}
+
+/// Waits until it has tried `times`, and said each time in its log what is wrong.
+fn frozen_again(everlog: &Everlog, line: &str, times: usize) -> Result<()> {
+    wait_until("the archiver to try again and again", PATIENCE, || {
+        Ok(everlog.process.log_text().matches(line).count() >= times)
+    })
 }
 
 /// Changes one byte behind `text` in a log file.
@@ -152,8 +162,7 @@ fn a_damaged_batch_freezes_its_partition_and_is_never_skipped() {
             std::thread::sleep(Duration::from_millis(500));
             Ok(records(&archive, "orders")? > 0)
         })?;
-        // It tries again and again, and comes no further.
-        std::thread::sleep(Duration::from_secs(10));
+        frozen_again(&everlog, "the partition is frozen where it stands", 4)?;
         let held = &archive.held_of("orders")?[&0];
         ensure!(
             held.end <= 150 && held.records == u64::try_from(held.end)?,
@@ -169,6 +178,36 @@ fn a_damaged_batch_freezes_its_partition_and_is_never_skipped() {
             Ok(everlog.metric("everlog_archiver_frozen_partitions")? < 0.5)
         })?;
         archive.verify()?;
+        everlog.stop()
+    });
+}
+
+/// Used to grow no more as soon as a partition was not read: an alarm on it stayed silent for the very partitions that it
+/// was made for.
+#[test]
+fn the_lag_of_a_frozen_partition_grows() {
+    Case::run("frozen-lag", |case| {
+        let (mut kafka, s3) = (Kafka::start(case)?, S3::start(case)?);
+        let archive = Archive::on(&s3, "frozen-lag");
+        kafka.admin()?.create_topic("orders", 1, &[])?;
+        for first in [0, 100] {
+            produce_orders(&kafka.bootstrap(), "orders", 1, first..first + 100, "none")?;
+        }
+        let log = kafka
+            .data_folder(1)
+            .join("orders-0/00000000000000000000.log");
+        kafka.stop(1)?;
+        flip(&log, "\"number\":150,")?;
+        kafka.restart(1)?;
+        let everlog = Everlog::start(case, &kafka.bootstrap(), &archive, &archiving("1s"))?;
+        frozen_again(&everlog, "the partition is frozen where it stands", 3)?;
+        let lag = |name: &str| everlog.metric(&format!("everlog_archiver_{name}"));
+        let seconds = lag("lag_seconds")?;
+        produce_orders(&kafka.bootstrap(), "orders", 1, 200..1200, "none")?;
+        wait_until("the lag to grow", PATIENCE, || {
+            Ok(lag("lag_records")? > 1000.0 && lag("lag_seconds")? > seconds)
+        })?;
+        ensure!(lag("frozen_partitions")? > 0.5);
         everlog.stop()
     });
 }
@@ -202,6 +241,7 @@ fn a_log_truncated_and_grown_again_while_the_archiver_was_away_freezes_its_parti
                 property("default.replication.factor", "2"),
                 property("unclean.leader.election.enable", "true"),
             ],
+            ..KafkaOptions::default()
         };
         let (mut kafka, s3) = (Kafka::start_with(case, options)?, S3::start(case)?);
         let archive = Archive::on(&s3, "truncated");
@@ -232,7 +272,7 @@ fn a_log_truncated_and_grown_again_while_the_archiver_was_away_freezes_its_parti
         wait_until("the partition to freeze", PATIENCE, || {
             Ok(everlog.metric("everlog_archiver_frozen_partitions")? > 0.5)
         })?;
-        std::thread::sleep(Duration::from_secs(5));
+        frozen_again(&everlog, "truncated and written anew", 3)?;
         let held = &archive.held_of("orders")?[&0];
         ensure!((held.end, held.records) == (2000, 2000), "{held:?}");
         ensure!(everlog.metric("everlog_archiver_frozen_partitions")? > 0.5);

@@ -97,6 +97,28 @@ fn has_every_oddity(folder: &Path) -> Result<()> {
     Ok(())
 }
 
+/// franz-go gives header keys whole; librdkafka ends them at the first NUL, and so did the archive where the value is null.
+fn has_every_key_with_a_nul(folder: &Path) -> Result<()> {
+    for partition in 0..PARTITIONS {
+        let text = std::fs::read_to_string(folder.join(format!("p{partition}")))?;
+        for key in ["x610062", "x656e6400", "x00"] {
+            for value in ["-", "x", "x7600"] {
+                let header = format!("{key}={value}");
+                let is_there = |line: &str| {
+                    let headers = line.rsplit(' ').next().unwrap_or_default();
+                    headers.split(',').any(|found| found == header)
+                };
+                ensure!(
+                    text.lines().any(is_there),
+                    "no header {header} in partition {partition} of {}",
+                    folder.display()
+                );
+            }
+        }
+    }
+    Ok(())
+}
+
 #[test]
 fn each_client_reads_through_the_proxy_what_it_read_from_the_broker() {
     Case::run("fidelity", |case| {
@@ -145,6 +167,7 @@ fn each_client_reads_through_the_proxy_what_it_read_from_the_broker() {
         let before = read_all(case, &kafka.bootstrap(), &odd.topic, "before")?;
         // librdkafka gives header keys as they are; Java makes text of them.
         has_every_oddity(&case.path(&format!("before-{}", Client::Rdkafka.name())))?;
+        has_every_key_with_a_nul(&case.path(&format!("before-{}", Client::FranzGo.name())))?;
         let ends = admin.ends(&odd.topic, PARTITIONS)?;
         archive.wait_archived(
             &odd.topic,
@@ -169,6 +192,7 @@ fn each_client_reads_through_the_proxy_what_it_read_from_the_broker() {
                 through[&client]
             );
         }
+        has_every_key_with_a_nul(&case.path(&format!("through-{}", Client::FranzGo.name())))?;
         let records: u64 = held.values().map(|held| held.records).sum();
         ensure!(
             records == before[&Client::Rdkafka].records,

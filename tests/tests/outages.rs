@@ -60,6 +60,18 @@ impl Scene<'_> {
         Ok(())
     }
 
+    /// Since `before` bytes of log, it has said what is wrong and that it goes on trying.
+    fn has_told(&self, name: &str, before: usize, wrong: &str) -> Result<()> {
+        let log = self.everlog.process.log_text();
+        let lines = log.get(before..).unwrap_or_default();
+        let tells = |line: &&str| line.contains(wrong) && line.contains("retr");
+        ensure!(
+            lines.lines().any(|line| tells(&line)),
+            "no line of the log tells of {name} by {wrong:?} and a retry:\n{lines}"
+        );
+        Ok(())
+    }
+
     /// A client that reads from the beginning while there is trouble may get nothing, but nothing wrong either.
     fn reads_nothing_wrong(&self, name: &str) -> Result<()> {
         let folder = self.case.path(&format!("during-{name}"));
@@ -140,25 +152,34 @@ fn trouble_around_everlog_passes_without_loss() {
             ("full-of-503", Faults::Unavailable(1.0)),
             ("silence", Faults::Hang),
         ] {
+            let before = scene.everlog.process.log_text().len();
             scene.relay.set(faults);
             scene.produce(1500)?;
             scene.reads_nothing_wrong(name)?;
             ensure!(scene.relay.counts().1 > 0, "{name} hit nothing");
             scene.relay.set(Faults::None);
             scene.is_well(name)?;
+            // Single faults are repeated without a word, and metrics count them. Silence shows by a deadline only.
+            if faults == Faults::Unavailable(1.0) || faults == Faults::Hang && soak() {
+                scene.has_told(name, before, "object store")?;
+            }
         }
 
+        let before = scene.everlog.process.log_text().len();
         scene.s3.kill()?;
         scene.produce(1500)?;
         scene.reads_nothing_wrong("s3-gone")?;
         scene.s3.restart()?;
         scene.is_well("S3 was gone")?;
+        scene.has_told("S3 gone", before, "object store")?;
 
+        let before = scene.everlog.process.log_text().len();
         scene.kafka.kill(1)?;
         scene.reads_nothing_wrong("kafka-gone")?;
         scene.kafka.restart(1)?;
         scene.kafka.admin()?.wait_leaders("orders", PARTITIONS)?;
         scene.is_well("Kafka was gone")?;
+        scene.has_told("Kafka gone", before, "cluster")?;
 
         for (_, follower) in scene.followers.drain(..) {
             follower.stop()?;
@@ -177,10 +198,6 @@ fn trouble_around_everlog_passes_without_loss() {
         }
         let log = scene.everlog.process.log_text();
         ensure!(!log.contains("panicked"), "something panicked");
-        ensure!(
-            log.to_lowercase().contains("object store"),
-            "the log says nothing of the object store"
-        );
         scene.everlog.stop()
     });
 }

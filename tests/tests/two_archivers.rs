@@ -110,7 +110,6 @@ fn two_archivers_forced_onto_the_same_partitions_make_one_chain() {
 #[test]
 fn an_archiver_that_sleeps_in_the_middle_of_an_upload_wakes_into_anothers_chain() {
     Case::run("sleeper", |case| {
-        let pause = Duration::from_secs(if soak() { 60 } else { 20 });
         let kafka = Kafka::start(case)?;
         let s3 = S3::start(case)?;
         let relay = FaultProxy::start(s3.port())?;
@@ -142,10 +141,22 @@ fn an_archiver_that_sleeps_in_the_middle_of_an_upload_wakes_into_anothers_chain(
         )?;
         case.note("the other one has taken over");
         produce_orders(&kafka.bootstrap(), "orders", PARTITIONS, 6000..8000, "zstd")?;
-        std::thread::sleep(pause);
+        archive.wait_archived(
+            "orders",
+            &admin.ends("orders", PARTITIONS)?,
+            Duration::from_secs(120),
+        )?;
+        if soak() {
+            std::thread::sleep(Duration::from_secs(60));
+        }
         // Now the old requests arrive, and then their sender wakes up.
+        ensure!(relay.held() > 0, "nothing is on its way");
         relay.set(Faults::None);
-        std::thread::sleep(Duration::from_secs(1));
+        wait_until(
+            "the old requests to arrive",
+            Duration::from_secs(30),
+            || Ok(relay.held() == 0),
+        )?;
         sleeper.process.signal("CONT")?;
         produce_orders(
             &kafka.bootstrap(),
@@ -159,7 +170,10 @@ fn an_archiver_that_sleeps_in_the_middle_of_an_upload_wakes_into_anothers_chain(
             &admin.ends("orders", PARTITIONS)?,
             Duration::from_secs(120),
         )?;
-        std::thread::sleep(Duration::from_secs(5));
+        let taken = "the group took the partition away";
+        wait_until("the sleeper to notice", Duration::from_secs(60), || {
+            Ok(sleeper.process.log_text().matches(taken).count() >= 2)
+        })?;
         sleeper.process.check_alive()?;
         drop(other);
         // The one that slept is of use again.

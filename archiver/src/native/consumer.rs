@@ -11,17 +11,17 @@ use std::ptr::{self, NonNull};
 use std::sync::Mutex;
 use std::time::Duration;
 
-use everlog_format::{HeaderRef, RecordRef, TimestampType};
+use everlog_format::{RecordRef, TimestampType};
 use rdkafka::types::RDKafkaErrorCode;
 use rdkafka_sys::*;
 
+use super::bytes;
+use super::headers::{KnownLayout, with_headers};
 use super::list::{List, names_of};
 use crate::ArchiverError;
 
 /// Offset of a list element for which none is given.
 const NO_OFFSET: i64 = -1001;
-/// The version whose header layout is known (2.12.1): key, NUL, value in one allocation.
-const HEADER_LAYOUT_VERSION: c_int = 0x020c_01ff;
 
 /// The group gave or took partitions.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -55,15 +55,6 @@ pub(crate) enum What<'a> {
     },
 }
 
-/// How long a header's key is.
-#[derive(Clone, Copy, Debug)]
-enum KeyLength {
-    /// The value lies right behind the key's NUL.
-    FromLayout,
-    /// Up to the first NUL.
-    UpToNul,
-}
-
 struct Shared {
     changes: Mutex<Vec<Change>>,
 }
@@ -74,7 +65,7 @@ pub(crate) struct Consumer {
     queue: NonNull<rd_kafka_queue_t>,
     // The callbacks' opaque pointer points into this box.
     shared: Box<Shared>,
-    key_length: KeyLength,
+    layout: KnownLayout,
     batch: Vec<*mut rd_kafka_message_t>,
 }
 
@@ -87,6 +78,7 @@ impl Consumer {
         properties: &[(String, String)],
         batch_max: usize,
     ) -> Result<Consumer, ArchiverError> {
+        let layout = KnownLayout::check()?;
         let shared = Box::new(Shared {
             changes: Mutex::new(Vec::new()),
         });
@@ -120,17 +112,11 @@ impl Consumer {
             rd_kafka_poll_set_consumer(client.as_ptr());
             let queue = NonNull::new(rd_kafka_queue_get_consumer(client.as_ptr()))
                 .expect("a consumer with a group id has a consumer queue");
-            let known = rd_kafka_version() == HEADER_LAYOUT_VERSION;
-            let key_length = if known {
-                KeyLength::FromLayout
-            } else {
-                KeyLength::UpToNul
-            };
             Ok(Consumer {
                 client,
                 queue,
                 shared,
-                key_length,
+                layout,
                 batch: vec![ptr::null_mut(); batch_max],
             })
         }
@@ -173,7 +159,7 @@ impl Consumer {
                     topic = topic_name((*message).rkt);
                     before = Some(here);
                 }
-                with_what(message, self.key_length, |what| {
+                with_what(message, self.layout, |what| {
                     handle(
                         state,
                         Delivery {
@@ -354,7 +340,7 @@ unsafe fn topic_name<'a>(topic: *mut rd_kafka_topic_t) -> &'a str {
 /// `message` is alive during the call.
 unsafe fn with_what(
     message: *mut rd_kafka_message_t,
-    key_length: KeyLength,
+    layout: KnownLayout,
     then: impl FnOnce(What<'_>),
 ) {
     // SAFETY: the message is alive; whatever is borrowed from it ends with `then`.
@@ -382,7 +368,7 @@ unsafe fn with_what(
             _ => TimestampType::Create,
         };
         let epoch = rd_kafka_message_leader_epoch(message);
-        with_headers(message, key_length, |headers| match headers {
+        with_headers(message, layout, |headers| match headers {
             Ok(headers) => {
                 let record = RecordRef {
                     offset: raw.offset,
@@ -401,71 +387,6 @@ unsafe fn with_what(
             }),
         });
     }
-}
-
-/// # Safety
-/// As [`with_what`].
-unsafe fn with_headers(
-    message: *mut rd_kafka_message_t,
-    key_length: KeyLength,
-    then: impl FnOnce(Result<&[HeaderRef<'_>], RDKafkaErrorCode>),
-) {
-    let mut list = ptr::null_mut();
-    // SAFETY: message and target are alive; the headers stay the message's own.
-    match unsafe { rd_kafka_message_headers(message, &mut list) } {
-        rd_kafka_resp_err_t::RD_KAFKA_RESP_ERR_NO_ERROR => {}
-        rd_kafka_resp_err_t::RD_KAFKA_RESP_ERR__NOENT => return then(Ok(&[])),
-        code => return then(Err(code.into())),
-    }
-    let mut headers = Vec::new();
-    loop {
-        let (mut name, mut value, mut size) = (ptr::null(), ptr::null(), 0);
-        // SAFETY: the list and the three targets are alive. What it returns belongs to the message.
-        let code = unsafe {
-            rd_kafka_header_get_all(list, headers.len(), &mut name, &mut value, &mut size)
-        };
-        if code != rd_kafka_resp_err_t::RD_KAFKA_RESP_ERR_NO_ERROR {
-            break;
-        }
-        // SAFETY: name is NUL-terminated, value is null or has `size` bytes; both live as long as the message.
-        unsafe {
-            headers.push(HeaderRef {
-                key: header_key(name, value, key_length),
-                value: bytes(value, size),
-            })
-        };
-    }
-    then(Ok(&headers));
-}
-
-/// # Safety
-/// `name` is NUL-terminated; name and value are one header's, alive for `'a`.
-unsafe fn header_key<'a>(
-    name: *const c_char,
-    value: *const c_void,
-    key_length: KeyLength,
-) -> &'a [u8] {
-    // SAFETY: NUL-terminated as the caller says.
-    let up_to_nul = unsafe { CStr::from_ptr(name) }.to_bytes();
-    let before_value = value.addr().wrapping_sub(name.addr()).wrapping_sub(1);
-    match key_length {
-        // A key is at most a record long; anything else would be another layout than the one known.
-        KeyLength::FromLayout
-            if !value.is_null() && (up_to_nul.len()..=1 << 30).contains(&before_value) =>
-        {
-            // SAFETY: in this version name, NUL and value are one allocation in this order, so all bytes from the
-            // name up to the NUL before the value belong to it.
-            unsafe { std::slice::from_raw_parts(name.cast(), before_value) }
-        }
-        KeyLength::FromLayout | KeyLength::UpToNul => up_to_nul,
-    }
-}
-
-/// # Safety
-/// `data` is null or has `len` bytes that live for `'a`.
-unsafe fn bytes<'a>(data: *const c_void, len: usize) -> Option<&'a [u8]> {
-    // SAFETY: not null, and the caller vouches for length and lifetime.
-    (!data.is_null()).then(|| unsafe { std::slice::from_raw_parts(data.cast(), len) })
 }
 
 fn check(code: rd_kafka_resp_err_t) -> Result<(), RDKafkaErrorCode> {

@@ -1,0 +1,186 @@
+//! A topic is deleted while segments of it are on their way: what was fetched and proven is archived, all of it,
+//! whoever finds out first.
+#![allow(clippy::unwrap_used, reason = "a test that can't go on should panic")]
+
+mod common;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use common::{
+    Running, archived_end, config, incarnations, open_archive, records, snapshot, start, until,
+};
+use everlog_index::Archive;
+use everlog_store::MemoryStore;
+use everlog_store::faulty::{Fault, FaultyStore, Gate, OperationKind};
+use rdkafka::config::ClientConfig;
+use rdkafka::mocking::MockCluster;
+use rdkafka::producer::{BaseProducer, BaseRecord, DefaultProducerContext, Producer};
+use rdkafka::types::RDKafkaRespErr;
+
+type Mock = MockCluster<'static, DefaultProducerContext>;
+
+/// A topic being archived into a store whose uploads of segments can be held back.
+struct Scene {
+    mock: Mock,
+    archive: Arc<Archive>,
+    archiver: Running,
+    gate: Gate,
+    sent: i64,
+    _spool: tempfile::TempDir,
+}
+
+impl Scene {
+    async fn new(segment_max_age: Duration) -> Scene {
+        let mock = Mock::new(1).unwrap();
+        mock.create_topic("orders", 1, 1).unwrap();
+        let spool = tempfile::tempdir().unwrap();
+        let gate = Gate::new();
+        let store = FaultyStore::new(Arc::new(MemoryStore::new()));
+        let held_by = gate.clone();
+        store.on_operation(move |operation| match operation.kind {
+            OperationKind::Put if operation.name.contains("data/") => {
+                Fault::HeldBefore(held_by.clone())
+            }
+            _ => Fault::None,
+        });
+        let archive = open_archive(Arc::new(store)).await;
+        let mut config = config(&mock.bootstrap_servers(), &["orders"], spool.path());
+        config.segment_max_age = segment_max_age;
+        let archiver = start(config, &archive);
+        Scene {
+            mock,
+            archive,
+            archiver,
+            gate,
+            sent: 0,
+            _spool: spool,
+        }
+    }
+
+    /// 100 more records; waits until they are fetched.
+    async fn send(&mut self) {
+        let producer: BaseProducer = ClientConfig::new()
+            .set("bootstrap.servers", self.mock.bootstrap_servers())
+            .create()
+            .unwrap();
+        for number in self.sent..self.sent + 100 {
+            let value = format!("value {number}");
+            let record = BaseRecord::<str, str>::to("orders").partition(0);
+            producer
+                .send(record.payload(&value))
+                .map_err(|(e, _)| e)
+                .unwrap();
+        }
+        producer.flush(Duration::from_secs(30)).unwrap();
+        self.sent += 100;
+        let sent = self.sent;
+        until("records to be fetched", async || {
+            self.archiver
+                .metric("everlog_archiver_fetched_records_total")
+                == sent as f64
+        })
+        .await;
+    }
+
+    async fn all_is_proven(&self) {
+        until("everything to be proven", async || {
+            self.archiver.metric("everlog_archiver_proven_offset") == self.sent as f64
+        })
+        .await;
+    }
+
+    /// The mock can't delete a topic, but say that there is none.
+    fn delete_topic(&self) {
+        self.mock
+            .topic_error(
+                "orders",
+                RDKafkaRespErr::RD_KAFKA_RESP_ERR_UNKNOWN_TOPIC_OR_PART,
+            )
+            .unwrap();
+    }
+
+    async fn everything_is_archived(&self) {
+        until("everything to be archived", async || {
+            archived_end(&self.archive, "orders", 0).await == self.sent
+        })
+        .await;
+        let infos = incarnations(&self.archive, "orders").await;
+        let snapshot = snapshot(&self.archive, &infos[0], 0).await.unwrap();
+        let found = records(&self.archive, &snapshot).await;
+        assert!(
+            found.iter().map(|record| record.offset).eq(0..self.sent),
+            "{} of {} records",
+            found.len(),
+            self.sent
+        );
+    }
+}
+
+/// The second segment, waiting for the first to be committed, used to be dropped.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_segment_behind_the_one_that_finds_the_topic_gone_is_archived() {
+    let mut scene = Scene::new(Duration::from_secs(3)).await;
+    scene.send().await;
+    scene.gate.reached().await;
+    scene.send().await;
+    scene.all_is_proven().await;
+    // By now the second is cut, too.
+    tokio::time::sleep(Duration::from_secs(4)).await;
+    scene.delete_topic();
+    scene.gate.open();
+    scene.everything_is_archived().await;
+    scene.archiver.stop().await;
+}
+
+/// So was the segment that was still open then.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_is_open_when_a_commit_finds_the_topic_gone_is_archived() {
+    let mut scene = Scene::new(Duration::from_secs(14)).await;
+    scene.send().await;
+    scene.gate.reached().await;
+    scene.send().await;
+    scene.all_is_proven().await;
+    scene.delete_topic();
+    scene.gate.open();
+    scene.everything_is_archived().await;
+    scene.archiver.stop().await;
+}
+
+/// The watch finds out, the group takes the partition away, and all the time nothing can be uploaded.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_is_on_its_way_when_the_partition_is_taken_is_archived() {
+    let mut scene = Scene::new(Duration::from_secs(3)).await;
+    scene.send().await;
+    scene.gate.reached().await;
+    scene.send().await;
+    scene.all_is_proven().await;
+    scene.delete_topic();
+    // The watch looks every ten seconds.
+    tokio::time::sleep(Duration::from_secs(14)).await;
+    scene.gate.open();
+    scene.everything_is_archived().await;
+    until("the worker to end", async || {
+        scene.archiver.metric("everlog_archiver_partitions") == 0.0
+    })
+    .await;
+    scene.archiver.stop().await;
+}
+
+/// The end of the process waits for it as for any other commit. It used to wait for sessions only that go on.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_archiver_that_is_told_to_stop_archives_it_first() {
+    let mut scene = Scene::new(Duration::from_secs(14)).await;
+    scene.send().await;
+    scene.gate.reached().await;
+    scene.send().await;
+    scene.all_is_proven().await;
+    scene.delete_topic();
+    let (gate, archive, sent) = (scene.gate.clone(), Arc::clone(&scene.archive), scene.sent);
+    tokio::spawn(async move {
+        tokio::time::sleep(Duration::from_secs(2)).await;
+        gate.open();
+    });
+    scene.archiver.stop().await;
+    assert_eq!(archived_end(&archive, "orders", 0).await, sent);
+}
