@@ -24,7 +24,7 @@ use crate::api;
 use crate::api::addressed::Passing;
 use crate::budget::Room;
 use crate::conversation::Conversation;
-use crate::frame::{FrameError, FrameReader, write_chunks_while};
+use crate::frame::{FrameError, FrameReader, Patience, write_chunks_while};
 use crate::nodes::Target;
 use crate::passthrough;
 use crate::shape::Malformed;
@@ -234,11 +234,16 @@ struct Reader {
 
 impl Reader {
     async fn run(&mut self, shutdown: &CancellationToken) -> End {
+        let mut patience = Patience {
+            idle: self.shared.first_request,
+            ..self.shared.patience
+        };
         loop {
             let next = tokio::select! {
                 () = shutdown.cancelled() => return End::Drained,
-                next = self.frames.length(self.shared.patience) => next,
+                next = self.frames.length(patience) => next,
             };
+            patience = self.shared.patience;
             let served = match next {
                 Ok(len) => self.request(len).await,
                 Err(FrameError::Idle) if self.outstanding.load(Ordering::Relaxed) > 0 => continue,

@@ -17,7 +17,7 @@ use crate::api::k01_fetch::FetchMemory;
 use crate::connection::Answer;
 use crate::shape::{self, Shape};
 use crate::shared::Shared;
-use crate::topics::{BY_ID_MIN, BY_NAME_MIN, Topics};
+use crate::topics::{BY_ID_MIN, BY_NAME_MIN, NameAge, Topics};
 use crate::upstream::{Gone, Upstream};
 use crate::wire::{self, Prefix, WireError};
 
@@ -131,11 +131,13 @@ impl Conversation {
     pub(crate) async fn learn_ids(
         &mut self,
         names: impl Iterator<Item = &TopicName>,
+        age: NameAge,
     ) -> Result<(), Gone> {
         let version_max = self.version_max(ApiKey::Metadata).await?;
         self.topics
             .learn_ids(
                 names,
+                age,
                 &mut self.upstream,
                 version_max,
                 self.client_id.as_ref(),

@@ -24,6 +24,9 @@ use crate::nodes::{Bound, Nodes, Ports, Target};
 use crate::replay::Replay;
 use crate::shared::Shared;
 
+/// Of a connection that has not asked anything yet.
+const FIRST_REQUEST: Duration = Duration::from_secs(30);
+
 /// A client is silent for at most this long: longer than brokers wait (10 minutes by default), so it is they who decide.
 const IDLE: Duration = Duration::from_secs(15 * 60);
 
@@ -102,6 +105,7 @@ impl Proxy {
                 idle: IDLE,
                 progress: PROGRESS,
             },
+            first_request: FIRST_REQUEST,
             client_write: CLIENT_WRITE,
             crowded_write: CROWDED_WRITE,
             fetch_bytes_max: fetch_bytes_max(config.memory_bytes),

@@ -29,6 +29,9 @@ pub(crate) struct Shared {
     /// Where the next search for a bootstrap server begins, so that load is spread.
     pub(crate) turn: AtomicUsize,
     pub(crate) patience: Patience,
+    /// How long a connection may be silent before its first request. Clients send it at once; who opens connections and
+    /// says nothing holds one with a broker for each.
+    pub(crate) first_request: Duration,
     /// How long a client may not take a single byte of its response. Consumers that work on a batch for minutes read
     /// nothing meanwhile; they find a closed connection and ask again.
     pub(crate) client_write: Duration,

@@ -1,14 +1,18 @@
 //! Topic names and ids as this connection's client may see them, and the cluster's id.
 //!
 //! Asked for on the client's own connection, never shared between clients: whom the broker hides a topic from must not
-//! learn of it here. A name can come to mean another topic, so it is asked for again after a while; an id never changes
-//! its name.
+//! learn of it here. A name can come to mean another topic, so it is asked for again after a while, and before each answer
+//! that nothing else proves; an id never changes its name.
+//!
+//! The number of partitions is learnt as well: no archive is looked for, and nothing is kept, of partitions that a client
+//! makes up. It grows, so whoever is told by the broker of a partition above it asks again.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::time::Duration;
 
 use everlog_format::{ClusterId, Incarnation, Partition, PartitionKey, TopicId};
 use kafka_protocol::messages::metadata_request::MetadataRequestTopic;
+use kafka_protocol::messages::metadata_response::MetadataResponsePartition;
 use kafka_protocol::messages::{ApiKey, MetadataRequest, MetadataResponse, TopicName};
 use kafka_protocol::protocol::StrBytes;
 use tokio::time::Instant;
@@ -35,7 +39,17 @@ enum Told {
     Nothing,
     /// That the topic has no id. So it can have no archive.
     NoId,
-    Id(Uuid),
+    /// Its id, and how many partitions it has.
+    Id(Uuid, i32),
+}
+
+/// How old the answer to a question for names may be.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum NameAge {
+    /// 5 s: the broker's answer to what is asked under the name will prove that it still means the same topic.
+    Cached,
+    /// Asked now: nothing else proves it.
+    Now,
 }
 
 /// What one connection has learnt.
@@ -43,7 +57,8 @@ enum Told {
 pub(crate) struct Topics {
     cluster: Option<ClusterId>,
     by_name: HashMap<TopicName, (Told, Instant)>,
-    by_id: HashMap<Uuid, (Option<TopicName>, Instant)>,
+    /// With the name, the number of partitions.
+    by_id: HashMap<Uuid, (Option<(TopicName, i32)>, Instant)>,
 }
 
 impl Topics {
@@ -51,6 +66,7 @@ impl Topics {
     pub(crate) async fn learn_ids(
         &mut self,
         names: impl Iterator<Item = &TopicName>,
+        age: NameAge,
         upstream: &mut Upstream,
         version_max: i16,
         client_id: Option<&StrBytes>,
@@ -59,12 +75,14 @@ impl Topics {
             return Ok(());
         }
         let stale = |name: &&TopicName| {
-            self.by_name
-                .get(*name)
-                .is_none_or(|(_, at)| NAME_AGE_MAX <= at.elapsed())
+            age == NameAge::Now
+                || self
+                    .by_name
+                    .get(*name)
+                    .is_none_or(|(_, at)| NAME_AGE_MAX <= at.elapsed())
         };
         // One stale name makes all of them be asked for: one request every five seconds, not one for each name.
-        let names: Vec<&TopicName> = names.collect();
+        let names: HashSet<&TopicName> = names.collect();
         if !names.iter().any(stale) {
             return Ok(());
         }
@@ -85,7 +103,7 @@ impl Topics {
             if let Some(name) = topic.name {
                 let told = match (topic.error_code, topic.topic_id) {
                     (0, id) if id.is_nil() => Told::NoId,
-                    (0, id) => Told::Id(id),
+                    (0, id) => Told::Id(id, partition_count(&topic.partitions)),
                     _ => Told::Nothing,
                 };
                 self.by_name.insert(name, (told, now));
@@ -128,17 +146,22 @@ impl Topics {
             self.by_id.insert(id, (None, now));
         }
         for topic in response.topics {
-            if topic.error_code == 0 && topic.name.is_some() {
-                self.by_id.insert(topic.topic_id, (topic.name, now));
+            if let (0, Some(name)) = (topic.error_code, topic.name) {
+                let named = (name, partition_count(&topic.partitions));
+                self.by_id.insert(topic.topic_id, (Some(named), now));
             }
         }
         Ok(())
     }
 
-    /// Drops "the broker does not know it" of a name, so that it is asked for again at once: a broker may have served
-    /// the topic since.
-    pub(crate) fn doubt_name(&mut self, name: &TopicName) {
-        if self.id(name).is_none() {
+    /// Drops what is known of a name if that leaves it open which archive `partition` has: the broker has just answered
+    /// for it, so it can tell by now.
+    pub(crate) fn doubt_name(&mut self, name: &TopicName, partition: i32) {
+        let is_told = match self.by_name.get(name) {
+            Some((Told::Id(_, partitions), _)) => partition < *partitions,
+            Some((Told::Nothing | Told::NoId, _)) | None => false,
+        };
+        if !is_told {
             self.forget_name(name);
         }
     }
@@ -149,8 +172,11 @@ impl Topics {
     }
 
     /// As [`Topics::doubt_name`], for an id.
-    pub(crate) fn doubt_id(&mut self, id: Uuid) {
-        if self.name(id).is_none() {
+    pub(crate) fn doubt_id(&mut self, id: Uuid, partition: i32) {
+        if self
+            .named(id)
+            .is_none_or(|(_, partitions)| partitions <= partition)
+        {
             self.by_id.remove(&id);
         }
     }
@@ -185,16 +211,27 @@ impl Topics {
         Ok(response)
     }
 
-    /// The name that an id has.
-    pub(crate) fn name(&self, id: Uuid) -> Option<&TopicName> {
-        self.by_id.get(&id)?.0.as_ref()
+    /// The name that an id has, and its number of partitions.
+    pub(crate) fn named(&self, id: Uuid) -> Option<(&TopicName, i32)> {
+        let (name, partitions) = self.by_id.get(&id)?.0.as_ref()?;
+        Some((name, *partitions))
     }
 
-    /// The id that a name has now.
-    pub(crate) fn id(&self, name: &TopicName) -> Option<Uuid> {
+    /// The id that a name has now, and its number of partitions.
+    pub(crate) fn id(&self, name: &TopicName) -> Option<(Uuid, i32)> {
         match self.by_name.get(name)?.0 {
-            Told::Id(id) => Some(id),
+            Told::Id(id, partitions) => Some((id, partitions)),
             Told::Nothing | Told::NoId => None,
+        }
+    }
+
+    /// Under which key the archive has this partition of a name; `None` too for one that the topic does not have.
+    pub(crate) fn key_of(&self, name: &TopicName, partition: i32) -> Option<PartitionKey> {
+        let (id, partitions) = self.id(name)?;
+        if partition < partitions {
+            self.key(id, partition)
+        } else {
+            None
         }
     }
 
@@ -205,7 +242,7 @@ impl Topics {
             .is_some_and(|(told, _)| *told == Told::NoId)
     }
 
-    /// Under which key the archive has this partition.
+    /// Under which key the archive has this partition, if the topic has it.
     pub(crate) fn key(&self, id: Uuid, partition: i32) -> Option<PartitionKey> {
         let incarnation = Incarnation {
             cluster: self.cluster.clone()?,
@@ -216,4 +253,13 @@ impl Topics {
             partition: Partition::new(partition)?,
         })
     }
+}
+
+/// Partitions without a leader, or in other trouble, are named as well.
+fn partition_count(partitions: &[MetadataResponsePartition]) -> i32 {
+    let last = partitions
+        .iter()
+        .map(|partition| partition.partition_index)
+        .max();
+    last.map_or(0, |last| last.saturating_add(1))
 }

@@ -223,19 +223,17 @@ impl Upstream {
         Ok(wire::decode_response(key, version, shape, &frame.bytes)?)
     }
 
-    /// Asks in the proxy's words for what the client wants; gives the answer as it came.
+    /// Asks in the proxy's words for what the client wants. The answer is waited for where it is needed: what is asked
+    /// behind it is on its way meanwhile.
     pub(crate) async fn ask<Q: Encodable>(
         &mut self,
         key: ApiKey,
         version: i16,
         client_id: Option<&StrBytes>,
         body: &Q,
-    ) -> Result<Frame, Gone> {
+    ) -> Result<Reply, Gone> {
         let frame = wire::encode_request(key, version, client_id, body)?;
-        self.send(frame.freeze())
-            .await?
-            .await
-            .map_err(|_| Gone::Closed)
+        self.send(frame.freeze()).await
     }
 
     async fn register(
@@ -374,7 +372,8 @@ mod tests {
         .await
         .expect("in time");
         assert_eq!(called.expect("an answer").api_keys.len(), 5000);
-        let mut asked = Box::pin(upstream.ask(ApiKey::ApiVersions, 0, None, &request));
+        let asked = upstream.ask(ApiKey::ApiVersions, 0, None, &request).await;
+        let mut asked = asked.expect("it was sent");
         let early = timeout(Duration::from_millis(100), &mut asked).await;
         assert!(early.is_err(), "what a client asks does");
         drop(all);

@@ -2,7 +2,7 @@
 //!
 //! | version | what happens |
 //! |---------|--------------|
-//! | 4-12    | topics by name: each becomes an id by our own Metadata request on the client's connection |
+//! | 4-12    | topics by name: each becomes an id by our own Metadata request on the client's connection, and shadows ask by id, so that a topic that was made anew is told from the one before |
 //! | 13-18   | topics by id |
 //! | 7-18    | sessions are declined on both sides: id 0 to the client, a full fetch to the broker |
 //! | 16-18   | `node_endpoints` are replaced |
@@ -17,6 +17,7 @@ mod answer;
 mod archived;
 mod live;
 mod memory;
+mod proof;
 mod request;
 
 use std::time::Duration;
@@ -91,7 +92,8 @@ pub(crate) async fn answer(
         return refuse(prefix, ResponseError::FetchSessionIdNotFound);
     }
     let wanted = request::wanted(conversation, &request, version).await?;
-    let mut fetch = Fetch::new(conversation, prefix, request, wanted);
+    let proof_version = request::proof_version(conversation, version).await?;
+    let mut fetch = Fetch::new(conversation, prefix, request, wanted, proof_version);
     fetch.learn_marks().await?;
     fetch.plan();
     if fetch.wanted.iter().any(Wanted::is_archived) {
@@ -114,6 +116,8 @@ struct Fetch<'a> {
     /// Without its topics: those are `wanted`.
     request: FetchRequest,
     wanted: Vec<Wanted>,
+    /// The version of shadows, if it is not the client's.
+    proof_version: Option<i16>,
     /// When the client has to have an answer, however empty.
     deadline: Instant,
     /// Record bytes that the answer may hold.
@@ -134,6 +138,7 @@ impl<'a> Fetch<'a> {
         prefix: Prefix,
         request: FetchRequest,
         wanted: Vec<Wanted>,
+        proof_version: Option<i16>,
     ) -> Fetch<'a> {
         let wait = Duration::from_millis(u64::try_from(request.max_wait_ms).unwrap_or(0));
         let max_bytes = usize::try_from(request.max_bytes)
@@ -144,6 +149,7 @@ impl<'a> Fetch<'a> {
             prefix,
             request,
             wanted,
+            proof_version,
             deadline: Instant::now() + wait.max(WAIT_MIN),
             max_bytes,
         }
@@ -151,12 +157,9 @@ impl<'a> Fetch<'a> {
 
     /// Sends `request` upstream and sorts the answer by what was wanted.
     async fn round(&mut self, request: &FetchRequest) -> Result<Round, Gone> {
-        let (version, client_id) = (self.prefix.version, self.conversation.client_id.clone());
-        let Frame { bytes, room } = self
-            .conversation
-            .upstream
-            .ask(KEY, version, client_id.as_ref(), request)
-            .await?;
+        let version = self.prefix.version;
+        let reply = self.ask(version, request).await?;
+        let Frame { bytes, room } = reply.await.map_err(|_| Gone::Closed)?;
         let response: FetchResponse =
             wire::decode_response(KEY, version, &shape::FETCH_RESPONSE, &bytes)?;
         // Throttled, a broker names no partition at all (KIP-219).
@@ -181,6 +184,9 @@ impl<'a> Fetch<'a> {
     fn send(&mut self, mut parts: Parts) -> Answer {
         for (wanted, part) in self.wanted.iter().zip(&mut parts.parts) {
             wanted.finish(part);
+            if wanted.unresolved && part.served == Served::Live && part.data.error_code == 0 {
+                wanted.doubt_partition_count(&mut self.conversation.topics);
+            }
         }
         replace_all(&mut parts.node_endpoints, &self.conversation.shared.nodes);
         let replayed: usize = parts

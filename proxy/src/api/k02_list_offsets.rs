@@ -30,6 +30,7 @@ use crate::errors::{HistoryError, error_code};
 use crate::history::{Chain, History};
 use crate::replay::TimestampHit;
 use crate::shape;
+use crate::topics::NameAge;
 use crate::upstream::{Frame, Gone};
 use crate::wire::{self, Prefix};
 
@@ -124,26 +125,28 @@ async fn searches(
     if questions.is_empty() {
         return Ok(found);
     }
-    let names: Vec<&TopicName> = questions.iter().map(|question| &question.topic).collect();
-    conversation.learn_ids(names.iter().copied()).await?;
-    let unknown = |conversation: &Conversation, name: &TopicName| {
-        conversation.topics.id(name).is_none() && !conversation.topics.lacks_id(name)
+    // After the broker's answer, and never from memory: the name may have come to mean another topic since.
+    let names = || questions.iter().map(|question| &question.topic);
+    conversation.learn_ids(names(), NameAge::Now).await?;
+    let unknown = |conversation: &Conversation, question: &Question| {
+        let (name, partition) = (&question.topic, question.partition);
+        conversation.topics.key_of(name, partition).is_none() && !conversation.topics.lacks_id(name)
     };
-    if names.iter().any(|name| unknown(conversation, name)) {
-        // The broker has just answered for this topic, so it knows it by now.
-        for name in &names {
-            conversation.topics.doubt_name(name);
-        }
-        conversation.learn_ids(names.iter().copied()).await?;
+    if questions
+        .iter()
+        .any(|question| unknown(conversation, question))
+    {
+        // The broker has just answered for it, so it can tell by now.
+        conversation.learn_ids(names(), NameAge::Now).await?;
     }
     let tells = conversation.tells_topics(false).await?;
     let key = |question: &Question| {
-        let id = conversation.topics.id(&question.topic)?;
-        conversation.topics.key(id, question.partition)
+        let (name, partition) = (&question.topic, question.partition);
+        conversation.topics.key_of(name, partition)
     };
     let keys: Vec<_> = questions.iter().map(key).collect();
     let history = &conversation.shared.history;
-    let chains = history.chains(keys.clone(), FRESH, LOOK_MAX).await;
+    let chains = newest_chains(history, keys.clone()).await;
     for ((question, key), chain) in questions.into_iter().zip(keys).zip(chains) {
         let may_have_one = tells && !conversation.topics.lacks_id(&question.topic);
         let chain = match (&key, chain) {
@@ -160,6 +163,23 @@ async fn searches(
         found.insert((question.topic, question.partition), search);
     }
     Ok(found)
+}
+
+/// A commit may be 10 s old. That there is none may not: whoever asks for the earliest offset just after the first
+/// commit would begin behind it.
+async fn newest_chains(history: &History, keys: Vec<Option<PartitionKey>>) -> Vec<Chain> {
+    let mut chains = history.chains(keys.clone(), FRESH, LOOK_MAX).await;
+    let doubted: Vec<usize> = (0..chains.len())
+        .filter(|index| keys[*index].is_some() && matches!(chains[*index], Chain::None))
+        .collect();
+    let asked = doubted.iter().map(|index| keys[*index].clone()).collect();
+    // Once a second at most: the index sees to that.
+    let newest = Freshness::Within(Duration::ZERO);
+    let again = history.chains(asked, newest, LOOK_MAX).await;
+    for (index, chain) in doubted.into_iter().zip(again) {
+        chains[index] = chain;
+    }
+    chains
 }
 
 /// What the broker answered without an error and the archive may know better.

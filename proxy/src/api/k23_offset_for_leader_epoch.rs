@@ -5,17 +5,21 @@
 //! end. That makes clients validate too little, never too much. So trouble in the archive leaves the cluster's answer
 //! as it is.
 
+use std::collections::HashMap;
 use std::sync::Arc;
 
 use bytes::Bytes;
 use everlog_index::{EpochStart, Freshness};
 use kafka_protocol::messages::offset_for_leader_epoch_response::EpochEndOffset;
-use kafka_protocol::messages::{ApiKey, OffsetForLeaderEpochRequest, OffsetForLeaderEpochResponse};
+use kafka_protocol::messages::{
+    ApiKey, OffsetForLeaderEpochRequest, OffsetForLeaderEpochResponse, TopicName,
+};
 use tokio::time::{Duration, Instant, timeout_at};
 
 use crate::connection::Answer;
 use crate::conversation::{Conversation, Failed};
 use crate::shape;
+use crate::topics::NameAge;
 use crate::upstream::{Frame, Gone};
 use crate::wire::{self, Prefix};
 
@@ -69,15 +73,25 @@ async fn sharpen(
     if selected.is_empty() {
         return Ok(());
     }
+    // After the broker's answer, so that it is the same topic that both speak of.
     conversation
-        .learn_ids(selected.iter().map(|topic| &topic.topic))
+        .learn_ids(selected.iter().map(|topic| &topic.topic), NameAge::Now)
         .await?;
     let mut asked = Vec::new();
     for topic in selected {
-        let id = conversation.topics.id(&topic.topic);
         for partition in &topic.partitions {
-            let key = id.and_then(|id| conversation.topics.key(id, partition.partition));
+            let key = conversation
+                .topics
+                .key_of(&topic.topic, partition.partition);
             asked.push((&topic.topic, partition, key));
+        }
+    }
+    let mut answers: HashMap<(TopicName, i32), &mut EpochEndOffset> = HashMap::new();
+    for topic in &mut response.topics {
+        for answer in &mut topic.partitions {
+            if answer.error_code == 0 {
+                answers.insert((topic.topic.clone(), answer.partition), answer);
+            }
         }
     }
     let until = Instant::now() + LIMIT;
@@ -85,15 +99,8 @@ async fn sharpen(
     let history = &shared.history;
     let chains = history.chains(keys, Freshness::Known, LIMIT).await;
     for ((topic, asked, _), chain) in asked.into_iter().zip(chains) {
-        let answers = response.topics.iter_mut();
-        let answer = answers
-            .filter(|answers| answers.topic == *topic)
-            .flat_map(|answers| &mut answers.partitions)
-            .find(|answer| answer.partition == asked.partition);
-        let Some(answer) = answer.filter(|answer| answer.error_code == 0) else {
-            continue;
-        };
-        let Some(snapshot) = chain.snapshot() else {
+        let answer = answers.get_mut(&(topic.clone(), asked.partition));
+        let Some((answer, snapshot)) = answer.zip(chain.snapshot()) else {
             continue;
         };
         if let Ok(Ok(epochs)) = timeout_at(until, snapshot.epochs()).await {

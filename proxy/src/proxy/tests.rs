@@ -158,6 +158,7 @@ async fn start(broker: &Broker) -> Running {
         idle: Duration::from_secs(20),
         progress: Duration::from_millis(200),
     };
+    shared.first_request = Duration::from_millis(500);
     let (address, shared, shutdown) = (
         proxy.local_addr(),
         Arc::clone(&proxy.shared),
@@ -595,4 +596,21 @@ async fn a_shutdown_ends_idle_connections() {
         TcpStream::connect(running.proxy).await.is_err()
             || running.shared.metrics.connections.get() == 0
     );
+}
+
+#[tokio::test]
+async fn who_never_asks_anything_is_closed_soon() {
+    let broker = Broker::start(|_, _| None).await;
+    let running = start(&broker).await;
+    let (mut silent, mut quiet) = (running.client().await, running.client().await);
+    send(&mut quiet, &request(18, 0, 1, b""))
+        .await
+        .expect("written");
+    assert!(frame(&mut quiet).await.is_ok());
+    let ended = timeout(Duration::from_secs(5), silent.read(&mut [0; 1])).await;
+    assert!(matches!(ended, Ok(Ok(0) | Err(_))), "{ended:?}");
+    send(&mut quiet, &request(18, 0, 2, b""))
+        .await
+        .expect("written");
+    assert!(frame(&mut quiet).await.is_ok(), "who has asked may wait");
 }

@@ -16,7 +16,9 @@ use kafka_protocol::messages::list_offsets_response::{
     ListOffsetsPartitionResponse, ListOffsetsTopicResponse,
 };
 use kafka_protocol::messages::metadata_request::MetadataRequestTopic;
-use kafka_protocol::messages::metadata_response::MetadataResponseTopic;
+use kafka_protocol::messages::metadata_response::{
+    MetadataResponsePartition, MetadataResponseTopic,
+};
 use kafka_protocol::messages::offset_for_leader_epoch_request::OffsetForLeaderPartition;
 use kafka_protocol::messages::offset_for_leader_epoch_response::{
     EpochEndOffset, OffsetForLeaderTopicResult,
@@ -49,9 +51,21 @@ pub(crate) struct Log {
     pub(crate) by_time: i64,
     /// Zeros behind the records of each partition.
     pub(crate) more_bytes: usize,
+    /// How many partitions Metadata tells of, whatever is asked of the others.
+    pub(crate) partitions: i32,
+    /// The newest version of Fetch.
+    pub(crate) fetch_max: i16,
 }
 
 pub(crate) const LIVE: &[u8] = b"records of the cluster";
+
+/// Where the proxy runs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Place {
+    /// Where the archiver does, which tells it of its commits.
+    Together,
+    Apart,
+}
 
 pub(crate) struct Bench {
     pub(crate) log: Arc<Mutex<Log>>,
@@ -72,11 +86,11 @@ async fn frame(stream: &mut TcpStream) -> std::io::Result<Bytes> {
     Ok(frame.into())
 }
 
+/// In one piece: two would wait for each other's acknowledgement.
 async fn send(stream: &mut TcpStream, frame: &[u8]) -> std::io::Result<()> {
-    stream
-        .write_i32(i32::try_from(frame.len()).unwrap())
-        .await?;
-    stream.write_all(frame).await
+    let mut bytes = i32::try_from(frame.len()).unwrap().to_be_bytes().to_vec();
+    bytes.extend_from_slice(frame);
+    stream.write_all(&bytes).await
 }
 
 fn answer(key: ApiKey, version: i16, correlation: i32, body: &impl Encodable) -> Bytes {
@@ -114,7 +128,13 @@ fn respond(
     let correlation = header.correlation_id;
     match key {
         ApiKey::ApiVersions => {
-            let offer = |key| ApiVersion::default().with_api_key(key).with_max_version(50);
+            let offer = |key| {
+                let is_fetch = key == ApiKey::Fetch as i16;
+                let max = if is_fetch { log.fetch_max } else { 50 };
+                ApiVersion::default()
+                    .with_api_key(key)
+                    .with_max_version(max)
+            };
             let response =
                 ApiVersionsResponse::default().with_api_keys((0..100).map(offer).collect());
             answer(key, version, correlation, &response)
@@ -131,9 +151,17 @@ fn respond(
                         .with_name(asked.name.clone())
                         .with_topic_id(asked.topic_id);
                 }
+                if asked.name.is_none() && asked.topic_id != topic_id(log) {
+                    return MetadataResponseTopic::default()
+                        .with_error_code(100)
+                        .with_topic_id(asked.topic_id);
+                }
+                let partition =
+                    |index| MetadataResponsePartition::default().with_partition_index(index);
                 MetadataResponseTopic::default()
                     .with_name(Some(StrBytes::from_static_str("orders").into()))
                     .with_topic_id(topic_id(log))
+                    .with_partitions((0..log.partitions).map(partition).collect())
             };
             let response = MetadataResponse::default()
                 .with_cluster_id(Some(StrBytes::from_static_str("test-cluster")))
@@ -177,7 +205,9 @@ fn respond(
                         .lock()
                         .unwrap()
                         .push((asked.fetch_offset, asked.partition_max_bytes));
-                    serve(asked, log)
+                    let is_other = version >= 13 && topic.topic_id != topic_id(log);
+                    let refuse = if is_other { 100 } else { log.refuse };
+                    serve(asked, Log { refuse, ..log })
                 };
                 let told = |asked: &&FetchPartition| !log.omits || asked.partition != 0;
                 response.responses.push(
@@ -244,19 +274,26 @@ impl Bench {
     }
 
     pub(crate) async fn with(log: Log, on_hole: OnHole) -> Bench {
-        Bench::build(log, on_hole, false).await
+        Bench::build(log, on_hole, Place::Together, true).await
     }
 
     /// The proxy in a process of its own: nobody tells it what is committed.
     pub(crate) async fn apart(log: Log) -> Bench {
-        Bench::build(log, OnHole::Fail, true).await
+        Bench::build(log, OnHole::Fail, Place::Apart, true).await
     }
 
-    async fn build(log: Log, on_hole: OnHole, is_apart: bool) -> Bench {
+    /// As [`Bench::apart`], with an archive that knows the topic and has nothing of it yet.
+    pub(crate) async fn empty(log: Log) -> Bench {
+        Bench::build(log, OnHole::Fail, Place::Apart, false).await
+    }
+
+    async fn build(log: Log, on_hole: OnHole, place: Place, is_filled: bool) -> Bench {
         let mut bed = support::Bed::new().await;
-        bed.segment(0..40, &support::records(0..40, 100)).await;
-        bed.hole(40..60).await;
-        bed.segment(60..100, &support::records(60..100, 100)).await;
+        if is_filled {
+            bed.segment(0..40, &support::records(0..40, 100)).await;
+            bed.hole(40..60).await;
+            bed.segment(60..100, &support::records(60..100, 100)).await;
+        }
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let broker: SocketAddr = listener.local_addr().unwrap();
         let (log, fetched) = (Arc::new(Mutex::new(log)), Arc::new(Mutex::new(Vec::new())));
@@ -290,7 +327,7 @@ impl Bench {
             data_dir: dir.path().to_owned(),
             on_hole,
         };
-        let archive = if is_apart {
+        let archive = if place == Place::Apart {
             let store = Arc::clone(&bed.store) as Arc<dyn everlog_store::Store>;
             Archive::open(store, ArchiveOptions::default())
                 .await
@@ -432,4 +469,6 @@ pub(crate) const TRIMMED: Log = Log {
     idless: false,
     by_time: -1,
     more_bytes: 0,
+    partitions: 1_000,
+    fetch_max: 50,
 };

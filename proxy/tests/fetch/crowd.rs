@@ -72,3 +72,27 @@ async fn a_client_that_sleeps_is_cut_off_when_others_need_the_memory() {
         "it was not waited for"
     );
 }
+
+/// Without sessions each fetch names all partitions. It stays one question upstream, whose size grows with their number
+/// and nothing else.
+#[tokio::test]
+async fn a_thousand_partitions_are_one_question() {
+    let mut bench = Bench::start(TRIMMED).await;
+    // Archived, and a thousand at the log's end.
+    let mut wanted: Vec<(i32, i64)> = (1..=1_000).map(|partition| (partition, 120)).collect();
+    wanted.insert(500, (0, 10));
+    bench.fetch_all(13, &wanted, 1 << 20).await;
+    let rounds = 20;
+    for version in [11, 13] {
+        bench.fetched.lock().unwrap().clear();
+        for _ in 0..rounds {
+            let mut response = bench.fetch_all(version, &wanted, 1 << 20).await;
+            let got = response.responses.remove(0).partitions;
+            let places = got.iter().map(|part| part.partition_index);
+            assert!(places.eq(wanted.iter().map(|(partition, _)| *partition)));
+            assert!(got.iter().all(|part| part.error_code == 0));
+        }
+        let asked = bench.fetched.lock().unwrap().len();
+        assert_eq!(asked, rounds * wanted.len(), "version {version}");
+    }
+}

@@ -183,20 +183,28 @@ async fn the_end_of_a_forgotten_epoch_comes_from_the_archive() {
     bench.bed.segment(100..140, &records).await;
     bench.log.lock().unwrap().start = 200;
     for version in [2, 3, 4] {
-        let partition = OffsetForLeaderPartition::default().with_leader_epoch(0);
-        let topic = OffsetForLeaderTopic::default()
-            .with_topic(StrBytes::from_static_str("orders").into())
-            .with_partitions(vec![partition]);
-        let mut request = OffsetForLeaderEpochRequest::default().with_topics(vec![topic]);
-        request.replica_id = (-1).into();
-        let response: OffsetForLeaderEpochResponse = bench
-            .ask(ApiKey::OffsetForLeaderEpoch, version, &request)
-            .await;
-        let answer = &response.topics[0].partitions[0];
         assert_eq!(
-            (answer.error_code, answer.leader_epoch, answer.end_offset),
+            epoch_end(&mut bench, version).await,
             (0, 0, 120),
             "version {version}"
         );
     }
+    // Another topic by the same name, a moment later: not the old one's epochs.
+    bench.log.lock().unwrap().recreated = true;
+    assert_eq!(epoch_end(&mut bench, 4).await, (0, 0, 200));
+}
+
+/// Error, epoch and end of epoch 0.
+async fn epoch_end(bench: &mut Bench, version: i16) -> (i16, i32, i64) {
+    let partition = OffsetForLeaderPartition::default().with_leader_epoch(0);
+    let topic = OffsetForLeaderTopic::default()
+        .with_topic(StrBytes::from_static_str("orders").into())
+        .with_partitions(vec![partition]);
+    let mut request = OffsetForLeaderEpochRequest::default().with_topics(vec![topic]);
+    request.replica_id = (-1).into();
+    let response: OffsetForLeaderEpochResponse = bench
+        .ask(ApiKey::OffsetForLeaderEpoch, version, &request)
+        .await;
+    let answer = &response.topics[0].partitions[0];
+    (answer.error_code, answer.leader_epoch, answer.end_offset)
 }

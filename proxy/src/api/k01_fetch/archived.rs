@@ -16,7 +16,7 @@ use crate::plan::{FetchPlan, Shares, shares};
 use super::answer::{Part, Parts, Served};
 use super::live::set_mark;
 use super::memory::Mark;
-use super::{Fetch, Round, Wanted};
+use super::{Fetch, Round, Wanted, proof};
 
 /// How long an archived partition is waited for when there is something to send without it.
 const GRACE: Duration = Duration::from_millis(20);
@@ -46,8 +46,8 @@ impl Fetch<'_> {
         let mut reads = self.start_reads(shares);
         let mut pause = ASK_AGAIN_MIN;
         loop {
-            let request = self.with_shadows(shares.live);
-            let mut parts = match self.round(&request).await? {
+            let questions = self.with_shadows(shares.live);
+            let mut parts = match self.shadowed_round(questions).await? {
                 Round::Relay(response) => return self.relay(*response),
                 Round::Parts(parts) => parts,
             };
@@ -150,6 +150,12 @@ impl Fetch<'_> {
                 wanted
                     .mark
                     .filter(|mark| wanted.shadow_offset != Some(mark.high_watermark))
+            } else if self.proof_version.is_some() && proof::is_other_topic(data.error_code) {
+                // The client asks by name, and the name has come to mean another topic: the next round asks live.
+                wanted.forget_topic(self.conversation);
+                wanted.plan = FetchPlan::Live;
+                *part = Part::empty(index, -1, -1);
+                continue;
             } else {
                 if data.error_code == ResponseError::UnknownTopicOrPartition.code() {
                     wanted.forget_topic(self.conversation);

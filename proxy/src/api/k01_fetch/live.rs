@@ -124,12 +124,7 @@ impl Fetch<'_> {
         if doubted.is_empty() {
             return Ok(());
         }
-        let version = self.prefix.version;
-        for index in &doubted {
-            self.wanted[*index]
-                .resolve(self.conversation, version)
-                .await?;
-        }
+        self.resolve(&doubted).await?;
         let keys = doubted
             .iter()
             .map(|index| self.wanted[*index].key.clone())

@@ -1,21 +1,26 @@
 //! What a Fetch asks for, partition by partition, and the requests that are made of it.
 
+use std::collections::HashSet;
 use std::time::Duration;
 
 use everlog_format::{Offset, OffsetRange, PartitionKey};
 use everlog_index::Freshness;
 use kafka_protocol::messages::fetch_request::{FetchPartition, FetchTopic};
-use kafka_protocol::messages::{FetchRequest, TopicName};
+use kafka_protocol::messages::{ApiKey, FetchRequest, TopicName};
 use uuid::Uuid;
 
 use crate::conversation::Conversation;
 use crate::history::{Chain, History};
 use crate::plan::{FetchPlan, Live, plan};
+use crate::topics::{NameAge, Topics};
 use crate::upstream::Gone;
 
 use super::Fetch;
 use super::answer::{Part, Served};
 use super::memory::Mark;
+
+/// From this version on, topics are asked for by id.
+pub(super) const BY_ID: i16 = 13;
 
 /// A client that does not wait gives the first look into the archive this long.
 const LOOK_MIN: Duration = Duration::from_millis(100);
@@ -36,7 +41,8 @@ pub(super) struct Wanted {
     pub(super) name: Option<TopicName>,
     /// Under which the archive has it; set together with `name`.
     pub(super) key: Option<PartitionKey>,
-    /// The broker could tell which topic this is, but has not: nothing may be concluded from the missing key.
+    /// The broker could tell which topic this is and that it has the partition, but has not: nothing may be concluded from
+    /// the missing key.
     pub(super) unresolved: bool,
     pub(super) chain: Chain,
     /// The last that the broker said of this partition on this connection.
@@ -54,6 +60,11 @@ impl Wanted {
     /// `None` for a negative offset, which is the broker's to refuse.
     pub(super) fn offset(&self) -> Option<Offset> {
         Offset::new(self.asked.fetch_offset).ok()
+    }
+
+    /// The id of its topic, where it is known and selected for the archive.
+    pub(super) fn id(&self) -> Option<Uuid> {
+        Some(self.key.as_ref()?.incarnation.topic_id.as_uuid())
     }
 
     pub(super) fn partition_max_bytes(&self) -> usize {
@@ -109,13 +120,28 @@ impl Wanted {
     }
 }
 
+/// The version in which a client that names topics gets its shadows by id; `None`: in its own.
+///
+/// A topic that was deleted and made anew keeps its name. Below the old life's archived end its log may be long enough
+/// to answer each shadow as the old one did; asked by id, the broker says that it knows no such topic.
+pub(super) async fn proof_version(
+    conversation: &mut Conversation,
+    version: i16,
+) -> Result<Option<i16>, Gone> {
+    if version >= BY_ID {
+        return Ok(None);
+    }
+    let newest = conversation.version_max(ApiKey::Fetch).await?;
+    Ok((newest >= BY_ID).then_some(BY_ID))
+}
+
 /// The request's partitions, with what the archive has of each.
 pub(super) async fn wanted(
     conversation: &mut Conversation,
     request: &FetchRequest,
     version: i16,
 ) -> Result<Vec<Wanted>, Gone> {
-    let by_id = version >= 13;
+    let by_id = version >= BY_ID;
     if by_id {
         conversation
             .learn_names(request.topics.iter().map(|topic| topic.topic_id))
@@ -129,7 +155,12 @@ pub(super) async fn wanted(
             .filter(|name| shared.history.selects(name));
         let selected: Vec<&TopicName> = selected.collect();
         if !selected.is_empty() {
-            conversation.learn_ids(selected.into_iter()).await?;
+            // Shadows by id prove what a name means; brokers that know no fetch by id have to be asked each time.
+            let age = match proof_version(conversation, version).await? {
+                Some(_) => NameAge::Cached,
+                None => NameAge::Now,
+            };
+            conversation.learn_ids(selected.into_iter(), age).await?;
         }
     }
     let tells = conversation.tells_topics(by_id).await?;
@@ -147,7 +178,7 @@ pub(super) async fn wanted(
                 topic: topic_ref.clone(),
                 asked: asked.clone(),
                 name: named.name.clone().filter(|_| key.is_some()),
-                unresolved: tells && named.is_unresolved(),
+                unresolved: tells && named.is_unresolved(asked.partition),
                 key,
                 chain: Chain::None,
                 mark,
@@ -195,19 +226,24 @@ pub(super) struct Named {
     /// `None`: unknown, or not selected for the archive.
     name: Option<TopicName>,
     id: Option<Uuid>,
+    /// How many partitions it has, as far as was told.
+    partitions: i32,
     /// It may have an archive, as far as can be told.
     is_selected: bool,
 }
 
 impl Named {
-    /// Selected as far as can be told, but half of its identity is missing.
-    fn is_unresolved(&self) -> bool {
-        self.is_selected && (self.name.is_none() || self.id.is_none())
+    /// Selected as far as can be told, but a part of its identity is missing, or it was not told of this partition.
+    fn is_unresolved(&self, partition: i32) -> bool {
+        let is_told = self.name.is_some() && self.id.is_some() && partition < self.partitions;
+        self.is_selected && !is_told
     }
 
     fn key(&self, conversation: &Conversation, partition: i32) -> Option<PartitionKey> {
         match (&self.name, self.id) {
-            (Some(_), Some(id)) => conversation.topics.key(id, partition),
+            (Some(_), Some(id)) if partition < self.partitions => {
+                conversation.topics.key(id, partition)
+            }
             _ => None,
         }
     }
@@ -216,10 +252,14 @@ impl Named {
 impl Conversation {
     /// Name and id of a topic, as far as this connection has learnt them.
     fn named(&self, topic: &TopicRef, by_id: bool) -> Named {
-        let (name, id) = if by_id {
-            (self.topics.name(topic.id).cloned(), Some(topic.id))
+        let (name, id, partitions) = if by_id {
+            let named = self.topics.named(topic.id);
+            let (name, partitions) = named.map_or((None, 0), |(name, count)| (Some(name), count));
+            (name.cloned(), Some(topic.id), partitions)
         } else {
-            (Some(topic.name.clone()), self.topics.id(&topic.name))
+            let told = self.topics.id(&topic.name);
+            let (id, partitions) = told.map_or((None, 0), |(id, count)| (Some(id), count));
+            (Some(topic.name.clone()), id, partitions)
         };
         let is_selected = name.as_ref().is_none_or(|name| {
             self.shared.history.selects(name) && (by_id || !self.topics.lacks_id(name))
@@ -227,12 +267,24 @@ impl Conversation {
         Named {
             name: name.filter(|_| is_selected),
             id,
+            partitions,
             is_selected,
         }
     }
 }
 
 impl Wanted {
+    /// The broker serves this partition, of which it has not told when it was asked how many there are: there are more by
+    /// now.
+    pub(super) fn doubt_partition_count(&self, topics: &mut Topics) {
+        let (topic, partition) = (&self.topic, self.asked.partition);
+        if topics.named(topic.id).is_some() {
+            topics.doubt_id(topic.id, partition);
+        } else if topics.id(&topic.name).is_some() {
+            topics.doubt_name(&topic.name, partition);
+        }
+    }
+
     /// The broker has shown that the name may mean another topic by now: nothing of what is known under it is served
     /// any more, until it was asked for again. An id never changes its topic.
     pub(super) fn forget_topic(&mut self, conversation: &mut Conversation) {
@@ -245,32 +297,43 @@ impl Wanted {
         self.chain = Chain::None;
         self.mark = None;
     }
+}
 
-    /// Asks the broker once more which topic this is, if it has not said so: it serves it by now.
-    pub(super) async fn resolve(
-        &mut self,
-        conversation: &mut Conversation,
-        version: i16,
-    ) -> Result<(), Gone> {
-        if !self.unresolved {
-            return Ok(());
-        }
-        let by_id = version >= 13;
+impl Fetch<'_> {
+    /// Asks the broker once more which topics these are: what it has not said it can say by now, since it serves them; and
+    /// a name may have come to mean another topic, which only a shadow would have shown.
+    pub(super) async fn resolve(&mut self, indexes: &[usize]) -> Result<(), Gone> {
+        let by_id = self.prefix.version >= BY_ID;
+        let history = &self.conversation.shared.history;
+        let asked = indexes.iter().map(|index| &self.wanted[*index]);
         if by_id {
-            conversation.topics.doubt_id(self.topic.id);
-            conversation
-                .learn_names(std::iter::once(self.topic.id))
-                .await?;
+            for wanted in asked.clone().filter(|wanted| wanted.unresolved) {
+                let (id, partition) = (wanted.topic.id, wanted.asked.partition);
+                self.conversation.topics.doubt_id(id, partition);
+            }
+            let ids: Vec<Uuid> = asked.map(|wanted| wanted.topic.id).collect();
+            self.conversation.learn_names(ids.into_iter()).await?;
         } else {
-            conversation.topics.doubt_name(&self.topic.name);
-            conversation
-                .learn_ids(std::iter::once(&self.topic.name))
+            let selected = asked.map(|wanted| &wanted.topic.name);
+            let selected = selected.filter(|name| history.selects(name));
+            let names: HashSet<TopicName> = selected.cloned().collect();
+            self.conversation
+                .learn_ids(names.iter(), NameAge::Now)
                 .await?;
         }
-        let named = conversation.named(&self.topic, by_id);
-        self.key = named.key(conversation, self.asked.partition);
-        self.unresolved = named.is_selected && self.key.is_none();
-        self.name = named.name.filter(|_| self.key.is_some());
+        let tells = self.conversation.tells_topics(by_id).await?;
+        for index in indexes {
+            let wanted = &mut self.wanted[*index];
+            let partition = wanted.asked.partition;
+            let named = self.conversation.named(&wanted.topic, by_id);
+            let key = named.key(self.conversation, partition);
+            if key != wanted.key {
+                wanted.mark = None;
+            }
+            wanted.key = key;
+            wanted.unresolved = tells && named.is_unresolved(partition);
+            wanted.name = named.name.filter(|_| wanted.key.is_some());
+        }
         Ok(())
     }
 }
@@ -294,6 +357,14 @@ fn topics<'a>(partitions: impl Iterator<Item = (&'a TopicRef, FetchPartition)>) 
     topics
 }
 
+/// What the broker is asked in one round.
+pub(super) struct Questions {
+    /// In the client's version: live partitions, and behind them the shadows unless they are in `proof`.
+    pub(super) request: FetchRequest,
+    /// Shadows by id, for a client that names topics, and their version. Never without a partition.
+    pub(super) proof: Option<(i16, FetchRequest)>,
+}
+
 impl Fetch<'_> {
     /// The client's request without a session, for no more than one response may hold, and with nothing else changed.
     pub(super) fn as_asked(&self) -> FetchRequest {
@@ -314,8 +385,8 @@ impl Fetch<'_> {
         request
     }
 
-    /// Live partitions as asked, then a shadow for each archived one, to be answered at once.
-    pub(super) fn with_shadows(&mut self, live_bytes: usize) -> FetchRequest {
+    /// Live partitions as asked, and a shadow for each archived one, to be answered at once.
+    pub(super) fn with_shadows(&mut self, live_bytes: usize) -> Questions {
         let (account, now) = (
             self.conversation.fetches.account,
             tokio::time::Instant::now(),
@@ -332,15 +403,43 @@ impl Fetch<'_> {
         request.max_bytes = i32::try_from(live_bytes).unwrap_or(i32::MAX);
         let live = self.wanted.iter().filter(|wanted| !wanted.is_archived());
         let live = live.map(|wanted| (&wanted.topic, wanted.asked.clone()));
-        let shadows = self.wanted.iter().filter_map(|wanted| {
+        let by_id = |wanted: &Wanted| TopicRef {
+            name: TopicName::default(),
+            id: wanted.id().unwrap_or_default(),
+        };
+        let shadow = |wanted: &Wanted| {
             let shadow = FetchPartition::default()
                 .with_partition(wanted.asked.partition)
                 .with_current_leader_epoch(wanted.asked.current_leader_epoch)
                 .with_fetch_offset(wanted.shadow_offset?)
                 .with_partition_max_bytes(1);
-            Some((&wanted.topic, shadow))
-        });
+            Some(shadow)
+        };
+        if let Some(version) = self.proof_version {
+            let shadows: Vec<(TopicRef, FetchPartition)> = self
+                .wanted
+                .iter()
+                .filter_map(|wanted| Some((by_id(wanted), shadow(wanted)?)))
+                .collect();
+            let mut proof = request.clone();
+            // The broker's first partition may bring a batch: not more than one.
+            proof.max_bytes = 1;
+            proof.topics = topics(
+                shadows
+                    .iter()
+                    .map(|(topic, shadow)| (topic, shadow.clone())),
+            );
+            request.topics = topics(live);
+            // Whatever was archived may have turned out to be live.
+            let proof = (!proof.topics.is_empty()).then_some((version, proof));
+            return Questions { request, proof };
+        }
+        let shadows = self.wanted.iter();
+        let shadows = shadows.filter_map(|wanted| Some((&wanted.topic, shadow(wanted)?)));
         request.topics = topics(live.chain(shadows));
-        request
+        Questions {
+            request,
+            proof: None,
+        }
     }
 }

@@ -1,0 +1,273 @@
+//! Who may read what. SASL frames pass, each client is to the brokers who it is, and their ACLs hold for archived records as
+//! for live ones: what a user gets through the proxy is what the cluster gave him while it still had everything.
+
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail, ensure};
+use everlog_tests::{
+    Archive, Cache, Case, Everlog, EverlogOptions, Kafka, KafkaOptions, Process, produce_orders,
+};
+use rdkafka::consumer::{BaseConsumer, Consumer};
+use rdkafka::error::{KafkaError, RDKafkaErrorCode};
+use rdkafka::{ClientConfig, Message, Offset, TopicPartitionList};
+
+const RECORDS: u64 = 20_000;
+
+const PATIENCE: Duration = Duration::from_secs(30);
+
+/// Sessions end after this long unless the client signs in again on the same connection (KIP-368).
+const SESSION: Duration = Duration::from_secs(4);
+
+fn cluster() -> KafkaOptions {
+    let users = "org.apache.kafka.common.security.plain.PlainLoginModule required \
+                 user_alice=\"a-secret\" user_eve=\"e-secret\" user_bob=\"b-secret\";";
+    let properties = [
+        ("sasl.enabled.mechanisms", "PLAIN"),
+        ("listener.name.sasl.plain.sasl.jaas.config", users),
+        (
+            "authorizer.class.name",
+            "org.apache.kafka.metadata.authorizer.StandardAuthorizer",
+        ),
+        // Whoever comes by the listener without SASL: the brokers themselves, and the archiver.
+        ("super.users", "User:ANONYMOUS"),
+        (
+            "connections.max.reauth.ms",
+            &SESSION.as_millis().to_string(),
+        ),
+    ];
+    KafkaOptions {
+        sasl: true,
+        properties: properties
+            .map(|(key, value)| (key.to_owned(), value.to_owned()))
+            .to_vec(),
+        ..KafkaOptions::default()
+    }
+}
+
+/// Kafka's own tool for ACLs.
+fn acls(case: &Case, kafka: &Kafka, words: &[&str]) -> Result<()> {
+    let options = ["-Xmx128m", "-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1"];
+    let mut command = Cache::find()?.java(&options, "org.apache.kafka.tools.AclCommand");
+    command.args(["--bootstrap-server", &kafka.bootstrap()]);
+    command.args(words).arg("--force");
+    let name = format!("acls-{}.log", words.join("-").replace([':', '/', '*'], "-"));
+    Process::start("acls", &command, &case.path(&name))?.wait_success(Duration::from_secs(60))
+}
+
+fn consumer(bootstrap: &str, user: &str, password: &str) -> Result<BaseConsumer> {
+    let consumer: BaseConsumer = ClientConfig::new()
+        .set("bootstrap.servers", bootstrap)
+        .set("security.protocol", "sasl_plaintext")
+        .set("sasl.mechanisms", "PLAIN")
+        .set("sasl.username", user)
+        .set("sasl.password", password)
+        .set("group.id", user)
+        .set("enable.auto.commit", "false")
+        // Little is fetched ahead, so that what is refused later was not here before.
+        .set("max.partition.fetch.bytes", "65536")
+        .set("queued.max.messages.kbytes", "256")
+        .create()?;
+    let mut list = TopicPartitionList::new();
+    list.add_partition_offset("orders", 0, Offset::Beginning)?;
+    consumer.assign(&list)?;
+    Ok(consumer)
+}
+
+/// A record, as far as it is compared.
+type Read = (i64, Option<Vec<u8>>, Option<Vec<u8>>);
+
+/// How a reader ended.
+#[derive(Debug, PartialEq, Eq)]
+enum Outcome {
+    /// It has read so many.
+    Enough,
+    Refused(RDKafkaErrorCode),
+    /// Nothing more came in time.
+    Silence,
+}
+
+/// Reads until there are `count` records in `read`, or until something else ends it.
+fn read_on(
+    consumer: &BaseConsumer,
+    count: u64,
+    patience: Duration,
+    read: &mut Vec<Read>,
+) -> Outcome {
+    let mut until = Instant::now() + patience;
+    while (read.len() as u64) < count {
+        if until < Instant::now() {
+            return Outcome::Silence;
+        }
+        match consumer.poll(Duration::from_millis(200)) {
+            None => {}
+            Some(Ok(message)) => {
+                let own = |bytes: Option<&[u8]>| bytes.map(<[u8]>::to_vec);
+                read.push((message.offset(), own(message.key()), own(message.payload())));
+                until = Instant::now() + patience;
+            }
+            Some(Err(KafkaError::MessageConsumption(code))) => match code {
+                // Connections end and are made again: librdkafka goes on by itself.
+                RDKafkaErrorCode::BrokerTransportFailure | RDKafkaErrorCode::AllBrokersDown => {}
+                code => return Outcome::Refused(code),
+            },
+            Some(Err(_)) => {}
+        }
+    }
+    Outcome::Enough
+}
+
+/// What each user gets, and what he reads.
+fn all_users(bootstrap: &str) -> Result<Vec<(Outcome, Vec<Read>)>> {
+    // librdkafka goes on trying where a topic is hidden.
+    let users = [
+        ("alice", "a-secret", PATIENCE),
+        ("eve", "e-secret", PATIENCE),
+        ("bob", "b-secret", Duration::from_secs(8)),
+        ("alice", "wrong", Duration::from_secs(8)),
+    ];
+    users
+        .iter()
+        .map(|(user, password, patience)| {
+            let mut read = Vec::new();
+            let consumer = consumer(bootstrap, user, password)?;
+            let outcome = read_on(&consumer, RECORDS, *patience, &mut read);
+            Ok((outcome, read))
+        })
+        .collect()
+}
+
+#[test]
+fn users_read_from_the_archive_what_the_cluster_lets_them_read() {
+    Case::run("access", |case| {
+        let kafka = Kafka::start_with(case, cluster())?;
+        let admin = kafka.admin()?;
+        admin.create_topic("orders", 1, &[("segment.bytes", "1048576")])?;
+        produce_orders(&kafka.bootstrap(), "orders", 1, 0..RECORDS, "none")?;
+        // Eve may know of the topic and ask where it begins, but not read it. Bob may nothing.
+        acls(
+            case,
+            &kafka,
+            &[
+                "--add",
+                "--allow-principal",
+                "User:alice",
+                "--operation",
+                "Read",
+                "--topic",
+                "orders",
+            ],
+        )?;
+        acls(
+            case,
+            &kafka,
+            &[
+                "--add",
+                "--allow-principal",
+                "User:eve",
+                "--operation",
+                "Describe",
+                "--topic",
+                "orders",
+            ],
+        )?;
+        // All may be in groups, so that no other right is missing.
+        acls(
+            case,
+            &kafka,
+            &[
+                "--add",
+                "--allow-principal",
+                "User:*",
+                "--operation",
+                "Read",
+                "--group",
+                "*",
+            ],
+        )?;
+        let direct = all_users(&kafka.sasl_bootstrap())?;
+        case.note(&format!("the cluster: {:?}", outcomes(&direct)));
+        ensure!(direct[0].0 == Outcome::Enough, "alice: {:?}", direct[0].0);
+        let refused = Outcome::Refused(RDKafkaErrorCode::TopicAuthorizationFailed);
+        ensure!(direct[1].0 == refused, "eve: {:?}", direct[1].0);
+        ensure!(direct[3].0 != Outcome::Enough, "a wrong password");
+
+        let archive = Archive::folder(&case.path("archive"));
+        let options = |command| EverlogOptions {
+            command,
+            ..EverlogOptions::default()
+        };
+        let archiver = Everlog::start(case, &kafka.bootstrap(), &archive, &options("archive"))?;
+        let ends = admin.ends("orders", 1)?;
+        archive.wait_archived("orders", &ends, Duration::from_secs(120))?;
+        archiver.stop()?;
+        admin.delete_records("orders", &ends)?;
+
+        let proxy = Everlog::start(case, &kafka.sasl_bootstrap(), &archive, &options("proxy"))?;
+        let proxied = all_users(&proxy.bootstrap())?;
+        case.note(&format!("the proxy: {:?}", outcomes(&proxied)));
+        ensure!(
+            outcomes(&proxied) == outcomes(&direct),
+            "the cluster: {:?}, the proxy: {:?}",
+            outcomes(&direct),
+            outcomes(&proxied)
+        );
+        ensure!(proxied == direct, "other records");
+
+        // A session that has to be renewed on the connection, more than once, while only the archive has records.
+        let consumer = consumer(&proxy.bootstrap(), "alice", "a-secret")?;
+        let mut read = Vec::new();
+        for count in [1_000, 2_000, 3_000] {
+            let outcome = read_on(&consumer, count, PATIENCE, &mut read);
+            ensure!(
+                outcome == Outcome::Enough,
+                "{outcome:?} after {}",
+                read.len()
+            );
+            std::thread::sleep(SESSION + Duration::from_secs(1));
+        }
+        // What was allowed is allowed no longer: not one record more than was fetched already.
+        acls(
+            case,
+            &kafka,
+            &[
+                "--remove",
+                "--allow-principal",
+                "User:alice",
+                "--operation",
+                "Read",
+                "--topic",
+                "orders",
+            ],
+        )?;
+        acls(
+            case,
+            &kafka,
+            &[
+                "--add",
+                "--allow-principal",
+                "User:alice",
+                "--operation",
+                "Describe",
+                "--topic",
+                "orders",
+            ],
+        )?;
+        let outcome = read_on(&consumer, RECORDS, PATIENCE, &mut read);
+        case.note(&format!("after {} records: {outcome:?}", read.len()));
+        if outcome != refused {
+            bail!(
+                "alice is read on to: {outcome:?} after {} records",
+                read.len()
+            );
+        }
+        let last = read.last().context("some were read")?.0;
+        ensure!(last < 5_000, "{last} came after the right to read was gone");
+        Ok(())
+    });
+}
+
+fn outcomes(all: &[(Outcome, Vec<Read>)]) -> Vec<(&Outcome, usize)> {
+    all.iter()
+        .map(|(outcome, read)| (outcome, read.len()))
+        .collect()
+}
