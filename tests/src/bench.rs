@@ -251,6 +251,10 @@ impl Bench<'_> {
         let archive = Archive::on(&self.s3, &format!("bench-{log}-{round}"));
         let direct = self.kafka.bootstrap();
         let bare = self.bare(&direct, log)?;
+        self.case.note(&format!(
+            "a bare consumer reads at {:.0} MiB/s",
+            bare.mebibytes_per_second
+        ));
         self.note_client("bare", suffix, &bare);
         // The replay needs an archive too.
         let rate = self.archive(&archive, log, suffix)?;
@@ -272,21 +276,24 @@ impl Bench<'_> {
         if self.options.wants("replay") {
             self.replay(&archive, log, suffix, &direct)?;
             self.cold_seek(&archive, log, suffix)?;
+            let sidecar = Archive::on(&self.s3, &format!("bench-run-{log}-{round}"));
+            self.sidecar(&sidecar, log, suffix)?;
         }
         Ok(())
     }
 
+    /// What the client itself took has names of its own: `replay_cpu_s_per_gib` is the proxy's.
     fn note_client(&mut self, what: &str, suffix: &str, drained: &Drained) {
         self.figures.add(
             &format!("{what}_mib_s{suffix}"),
             drained.mebibytes_per_second,
         );
         self.figures.add(
-            &format!("{what}_cpu_s_per_gib{suffix}"),
+            &format!("{what}_client_cpu_s_per_gib{suffix}"),
             drained.usage.cpu_seconds / (drained.bytes / GIB),
         );
         self.figures.add(
-            &format!("{what}_rss_mib{suffix}"),
+            &format!("{what}_client_rss_mib{suffix}"),
             as_f64(drained.usage.peak_rss_bytes) / MIB,
         );
     }
@@ -367,6 +374,10 @@ impl Bench<'_> {
         );
         let bytes = as_f64(held.values().map(|held| held.raw_bytes).sum());
         let rate = bytes / MIB / archiving.work.as_secs_f64();
+        self.case.note(&format!(
+            "archived at {rate:.0} MiB/s, {:.2} CPU s/GiB",
+            usage.cpu_seconds / (bytes / GIB)
+        ));
         if self.options.wants("archive") {
             self.figures.add(&format!("archive_mib_s{suffix}"), rate);
             self.figures.add(
@@ -439,6 +450,37 @@ impl Bench<'_> {
         Ok(())
     }
 
+    /// `everlog run`: archives a log while a client reads it through the same process, and serves it once more when all of
+    /// it is archived. For its memory.
+    fn sidecar(&mut self, archive: &Archive, log: &str, suffix: &str) -> Result<()> {
+        self.count += 1;
+        let options = EverlogOptions {
+            topics: vec![log.to_owned()],
+            segment_max_bytes: "32MiB".to_owned(),
+            segment_max_age: "5s".to_owned(),
+            environment: vec![(
+                "EVERLOG_GROUP_ID".to_owned(),
+                format!("bench-{}", self.count),
+            )],
+            ..EverlogOptions::default()
+        };
+        let everlog = Everlog::start(self.case, &self.kafka.bootstrap(), archive, &options)?;
+        self.bare(&everlog.bootstrap(), log)?;
+        let ends = self.kafka.admin()?.ends(log, PARTITIONS)?;
+        archive.wait_archived(log, &ends, STEP_MAX)?;
+        self.bare(&everlog.bootstrap(), log)?;
+        let served = everlog.metric("everlog_replay_records_total")?;
+        ensure!(
+            served >= as_f64(self.records),
+            "only {served} records came from the archive"
+        );
+        let peak = as_f64(everlog.process.usage()?.peak_rss_bytes) / MIB;
+        everlog.stop()?;
+        self.figures.add(&format!("run_rss_mib{suffix}"), peak);
+        self.figures.add("peak_rss_mib", peak);
+        Ok(())
+    }
+
     /// The first record after a seek to the middle, with nothing cached but the newest commit.
     fn cold_seek(&mut self, archive: &Archive, log: &str, suffix: &str) -> Result<()> {
         let held: BTreeMap<i32, crate::Held> = archive.held_of(log)?;
@@ -452,7 +494,9 @@ impl Bench<'_> {
             .create()?;
         // Makes the connections, and lets the proxy find the newest commit.
         consumer.fetch_watermarks(log, 1, Duration::from_secs(30))?;
-        let before = proxy.metric("everlog_replay_object_reads_total")?;
+        // All reads of the store: nodes of the tree as well as segments.
+        let reads_name = "everlog_store_requests_total{kind=\"read\"}";
+        let before = proxy.metric(reads_name)?;
         let mut list = TopicPartitionList::new();
         list.add_partition_offset(log, 1, Offset::Offset(middle))?;
         let start = Instant::now();
@@ -468,7 +512,8 @@ impl Bench<'_> {
         };
         let milliseconds = start.elapsed().as_secs_f64() * 1000.0;
         ensure!(first == middle, "sought {middle}, got {first}");
-        let reads = proxy.metric("everlog_replay_object_reads_total")? - before;
+        let reads = proxy.metric(reads_name)? - before;
+        ensure!(reads >= 1.0, "a cold seek read nothing");
         self.figures
             .add(&format!("cold_seek_object_reads{suffix}"), reads);
         self.figures
