@@ -34,6 +34,7 @@ pub(crate) struct Metrics {
     pub(crate) retries: IntCounter,
     pub(crate) spilled_bytes: IntCounter,
     pub(crate) memory_bytes: IntGauge,
+    pub(crate) cluster_silent_seconds: Gauge,
 }
 
 /// Who uses the labels of a topic and partition.
@@ -155,6 +156,13 @@ impl Metrics {
             memory_bytes: gauge(
                 "everlog_archiver_memory_bytes",
                 "Bytes of records waiting for an encoder.",
+            )?,
+            cluster_silent_seconds: added(
+                registry,
+                Gauge::new(
+                    "everlog_archiver_cluster_silent_seconds",
+                    "Seconds since the cluster last answered, by questions some ten seconds apart; 0 while it answers.",
+                )?,
             )?,
         })
     }

@@ -144,6 +144,7 @@ impl Archiver {
             self.config.topics.clone(),
             facts,
             commands.clone(),
+            self.metrics.cluster_silent_seconds.clone(),
         );
         let _watch = Task(tokio::spawn(watch.run()).abort_handle());
         let consumer = Consumer::new(&self.config.consumer_properties(), BATCH_MAX)?;

@@ -6,8 +6,10 @@ use std::sync::RwLock;
 use std::time::Duration;
 
 use everlog_format::{TopicName, TopicSelection};
+use prometheus::Gauge;
 use tokio::sync::{mpsc, oneshot};
 
+use crate::clock::now;
 use crate::cluster::{Cluster, ClusterError, ClusterView, TopicConfigs};
 use crate::decide::Backoff;
 use crate::message::{Command, Seen};
@@ -66,6 +68,9 @@ pub(crate) struct Watch {
     pub(crate) commands: mpsc::Sender<Command>,
     known_configs: HashMap<String, TopicConfigs>,
     internal: BTreeSet<String>,
+    silent_seconds: Gauge,
+    /// Topics that were named plainly and are not there.
+    missing: BTreeSet<String>,
     /// What librdkafka took last.
     subscribed: Option<BTreeSet<String>>,
     /// Whether the last question was answered. If not, it is not put again for a while: topics not known count as
@@ -95,6 +100,7 @@ impl Watch {
         selection: TopicSelection,
         facts: std::sync::Arc<Facts>,
         commands: mpsc::Sender<Command>,
+        silent_seconds: Gauge,
     ) -> Watch {
         Watch {
             cluster,
@@ -103,6 +109,8 @@ impl Watch {
             commands,
             known_configs: HashMap::new(),
             internal: BTreeSet::new(),
+            silent_seconds,
+            missing: BTreeSet::new(),
             subscribed: None,
             configs_told: true,
             looks: 0,
@@ -112,13 +120,18 @@ impl Watch {
     /// Looks until it is dropped.
     pub(crate) async fn run(mut self) {
         let mut backoff = Backoff::new(LOOK_EVERY);
+        let mut answered = now();
         loop {
             let pause = match self.look().await {
                 Ok(()) => {
+                    answered = now();
+                    self.silent_seconds.set(0.0);
                     backoff = Backoff::new(LOOK_EVERY);
                     LOOK_EVERY
                 }
                 Err(error) => {
+                    let silent = now().saturating_duration_since(answered);
+                    self.silent_seconds.set(silent.as_secs_f64());
                     let (pause, log) = backoff.failed(rand::random());
                     if log {
                         let error = &error as &dyn Error;
@@ -142,6 +155,7 @@ impl Watch {
         self.learn_configs(&candidates).await;
         self.mark().await;
         let described = self.describe(&candidates, &view).await?;
+        self.tell_missing(&candidates);
         let topics: BTreeSet<String> = candidates
             .into_iter()
             .filter(|name| {
@@ -179,6 +193,22 @@ impl Watch {
         self.tell(topics, described).await;
         self.looks = self.looks.wrapping_add(1);
         Ok(())
+    }
+
+    /// Says once of each topic that was named plainly that the cluster does not have it: it may be misspelt.
+    fn tell_missing(&mut self, candidates: &[String]) {
+        let names = self.selection.plain_names().map(|name| name.as_str());
+        let missing: BTreeSet<String> = names
+            .filter(|name| !candidates.iter().any(|candidate| candidate == name))
+            .map(str::to_owned)
+            .collect();
+        for topic in missing.difference(&self.missing) {
+            tracing::warn!(
+                topic,
+                "the cluster has no topic of this name, keeping watch for it"
+            );
+        }
+        self.missing = missing;
     }
 
     async fn tell(&mut self, topics: BTreeSet<String>, described: Vec<Seen>) {
@@ -285,6 +315,10 @@ impl Watch {
 mod tests {
     use super::*;
 
+    fn silent() -> Gauge {
+        Gauge::new("silent", "silent").unwrap()
+    }
+
     /// A refused subscription used to count as made, and its topics were never archived.
     #[tokio::test]
     async fn a_subscription_that_is_refused_is_tried_again() {
@@ -292,7 +326,7 @@ mod tests {
         let (commands, mut queue) = mpsc::channel(8);
         let selection = TopicSelection::parse(&["orders"]).unwrap();
         let cluster = Cluster::new(&properties).unwrap();
-        let mut watch = Watch::new(cluster, selection, Default::default(), commands);
+        let mut watch = Watch::new(cluster, selection, Default::default(), commands, silent());
         let topics = BTreeSet::from(["orders".to_owned()]);
         for answer in [Some(false), Some(true), None] {
             let answering = async {
@@ -310,6 +344,19 @@ mod tests {
             tokio::join!(watch.tell(topics.clone(), Vec::new()), answering);
             assert_eq!(watch.subscribed.is_some(), answer != Some(false));
         }
+    }
+
+    #[test]
+    fn a_plain_name_that_is_not_there_is_told_once() {
+        let properties = [("bootstrap.servers".to_owned(), "127.0.0.1:1".to_owned())];
+        let (commands, _queue) = mpsc::channel(1);
+        let selection = TopicSelection::parse(&["orders,payments", "log.*"]).unwrap();
+        let cluster = Cluster::new(&properties).unwrap();
+        let mut watch = Watch::new(cluster, selection, Default::default(), commands, silent());
+        watch.tell_missing(&["orders".to_owned()]);
+        assert_eq!(watch.missing, BTreeSet::from(["payments".to_owned()]));
+        watch.tell_missing(&["orders".to_owned(), "payments".to_owned()]);
+        assert!(watch.missing.is_empty());
     }
 
     #[test]

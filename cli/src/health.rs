@@ -15,6 +15,7 @@ use crate::store_metrics::SILENT_SECONDS;
 const FROZEN: &str = "everlog_archiver_frozen";
 
 /// The proxy's gauge: brokers for which it has no port.
+const CLUSTER_SILENT_SECONDS: &str = "everlog_archiver_cluster_silent_seconds";
 const UNREACHABLE: &str = "everlog_proxy_nodes_unreachable";
 
 /// Partitions that are named; of more only the number is told.
@@ -76,6 +77,12 @@ pub(crate) fn troubles(metrics: &[MetricFamily]) -> String {
             "trouble: the object store has not answered for {seconds:.0} s\n"
         ));
     }
+    if let Some(silent) = values(CLUSTER_SILENT_SECONDS).next() {
+        let seconds = silent.get_gauge().get_value();
+        text.push_str(&format!(
+            "trouble: the cluster has not answered for {seconds:.0} s\n"
+        ));
+    }
     let mut frozen: Vec<String> = values(FROZEN).map(partition).collect();
     if !frozen.is_empty() {
         let count = frozen.len();
@@ -122,6 +129,8 @@ mod tests {
         let silent = Gauge::new(SILENT_SECONDS, "silent").expect("a metric");
         let unreachable = IntGauge::new(UNREACHABLE, "unreachable").expect("a metric");
         registry.register(Box::new(frozen.clone())).expect("new");
+        let cluster = Gauge::new(CLUSTER_SILENT_SECONDS, "silent").expect("a metric");
+        registry.register(Box::new(cluster.clone())).expect("new");
         registry.register(Box::new(silent.clone())).expect("new");
         registry
             .register(Box::new(unreachable.clone()))
@@ -130,10 +139,12 @@ mod tests {
         assert_eq!(troubles(&registry.gather()), "");
         frozen.with_label_values(&["orders", "3"]).set(1);
         silent.set(12.4);
+        cluster.set(30.2);
         unreachable.set(2);
         assert_eq!(
             troubles(&registry.gather()),
             "trouble: the object store has not answered for 12 s\n\
+             trouble: the cluster has not answered for 30 s\n\
              trouble: 1 partitions stand still: orders/3\n\
              trouble: 2 brokers of the cluster have no port here\n"
         );

@@ -112,6 +112,7 @@ impl ServiceConfig {
             (Some(bootstrap_servers), Some(url), Some(topics), Some(memory))
                 if problems.is_empty() =>
             {
+                let group_id = values.group_id.unwrap_or_else(|| group_of(&url));
                 Ok(ServiceConfig {
                     roles,
                     bootstrap_servers,
@@ -122,7 +123,7 @@ impl ServiceConfig {
                     memory,
                     metrics: values.metrics,
                     log: values.log,
-                    group_id: values.group_id,
+                    group_id,
                     instance_id: instance_id.unwrap_or_default(),
                     segment_max_bytes: values.segment_max_bytes,
                     segment_max_age: values.segment_max_age,
@@ -135,6 +136,15 @@ impl ServiceConfig {
             _ => Err(Problems(problems)),
         }
     }
+}
+
+/// The consumer group of an archive's archivers. Another archive has another one: two archives that shared a group would
+/// each get a part of the partitions, and neither would say so.
+fn group_of(archive_url: &str) -> String {
+    let mut hash =
+        everlog_format::Hash::of(archive_url.trim_end_matches('/').as_bytes()).to_string();
+    hash.truncate(12);
+    format!("everlog-archiver-{hash}")
 }
 
 impl ToolConfig {
@@ -399,6 +409,17 @@ mod tests {
                 "{found:?} should contain {wanted:?}"
             );
         }
+    }
+
+    #[test]
+    fn archives_do_not_share_a_group() {
+        let one = group_of("s3://bucket/p");
+        assert_eq!(one, group_of("s3://bucket/p/"));
+        assert_ne!(one, group_of("s3://bucket/q"));
+        assert!(
+            one.starts_with("everlog-archiver-") && one.len() == 29,
+            "{one}"
+        );
     }
 
     #[test]

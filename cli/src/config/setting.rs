@@ -247,10 +247,11 @@ pub(crate) const SETTINGS: &[Setting] = &[
         key: "group_id",
         shape: Shape::One,
         value_name: "NAME",
-        default: Some("everlog-archiver"),
-        absent: "",
-        example: "\"everlog-archiver\"",
-        manual: "The consumer group over which archivers share partitions. Its committed offsets are for lag tools only.",
+        default: None,
+        absent: "everlog-archiver- and a hash of `archive`",
+        example: "\"everlog-archiver-orders\"",
+        manual: "The consumer group over which the archivers of one archive share partitions. Archivers of different archives must not \
+                 share one: each would get a part of the partitions. Its committed offsets are for lag tools only.",
         used_by: ARCHIVERS,
     },
     Setting {

@@ -80,7 +80,7 @@ pub(crate) struct Values {
     pub(crate) segment_max_bytes: u64,
     pub(crate) segment_max_age: Duration,
     pub(crate) instance_id: Option<String>,
-    pub(crate) group_id: String,
+    pub(crate) group_id: Option<String>,
     pub(crate) metrics: Option<SocketAddr>,
     pub(crate) log: LogConfig,
     pub(crate) s3: S3,
@@ -126,7 +126,7 @@ impl Values {
                 )
             }),
             instance_id: p.one("instance_id", member_name),
-            group_id: p.defaulted("group_id", member_name),
+            group_id: p.one("group_id", member_name),
             metrics: p.one("metrics", address),
             log: LogConfig {
                 filter: p.one("log", log_filter),
