@@ -83,6 +83,14 @@ impl Scene {
         .await;
     }
 
+    /// The upload of the first records is held up; the next ones are fetched, and all are proven.
+    async fn upload_one_and_prove_two(&mut self) {
+        self.send().await;
+        self.gate.reached().await;
+        self.send().await;
+        self.all_is_proven().await;
+    }
+
     async fn all_is_proven(&self) {
         until("everything to be proven", async || {
             self.archiver.metric("everlog_archiver_proven_offset") == self.sent as f64
@@ -121,10 +129,7 @@ impl Scene {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_segment_behind_the_one_that_finds_the_topic_gone_is_archived() {
     let mut scene = Scene::new(Duration::from_secs(3)).await;
-    scene.send().await;
-    scene.gate.reached().await;
-    scene.send().await;
-    scene.all_is_proven().await;
+    scene.upload_one_and_prove_two().await;
     // By now the second is cut, too.
     tokio::time::sleep(Duration::from_secs(4)).await;
     scene.delete_topic();
@@ -137,10 +142,7 @@ async fn the_segment_behind_the_one_that_finds_the_topic_gone_is_archived() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_is_open_when_a_commit_finds_the_topic_gone_is_archived() {
     let mut scene = Scene::new(Duration::from_secs(14)).await;
-    scene.send().await;
-    scene.gate.reached().await;
-    scene.send().await;
-    scene.all_is_proven().await;
+    scene.upload_one_and_prove_two().await;
     scene.delete_topic();
     scene.gate.open();
     scene.everything_is_archived().await;
@@ -151,10 +153,7 @@ async fn what_is_open_when_a_commit_finds_the_topic_gone_is_archived() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_is_on_its_way_when_the_partition_is_taken_is_archived() {
     let mut scene = Scene::new(Duration::from_secs(3)).await;
-    scene.send().await;
-    scene.gate.reached().await;
-    scene.send().await;
-    scene.all_is_proven().await;
+    scene.upload_one_and_prove_two().await;
     scene.delete_topic();
     // The watch looks every ten seconds.
     tokio::time::sleep(Duration::from_secs(14)).await;
@@ -171,10 +170,7 @@ async fn what_is_on_its_way_when_the_partition_is_taken_is_archived() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_archiver_that_is_told_to_stop_archives_it_first() {
     let mut scene = Scene::new(Duration::from_secs(14)).await;
-    scene.send().await;
-    scene.gate.reached().await;
-    scene.send().await;
-    scene.all_is_proven().await;
+    scene.upload_one_and_prove_two().await;
     scene.delete_topic();
     let (gate, archive, sent) = (scene.gate.clone(), Arc::clone(&scene.archive), scene.sent);
     tokio::spawn(async move {

@@ -143,47 +143,23 @@ fn users_read_from_the_archive_what_the_cluster_lets_them_read() {
         let admin = kafka.admin()?;
         admin.create_topic("orders", 1, &[("segment.bytes", "1048576")])?;
         produce_orders(&kafka.bootstrap(), "orders", 1, 0..RECORDS, "none")?;
+        let right = |verb, who, operation, [kind, name]: [&str; 2]| {
+            let words = [
+                verb,
+                "--allow-principal",
+                who,
+                "--operation",
+                operation,
+                kind,
+                name,
+            ];
+            acls(case, &kafka, &words)
+        };
         // Eve may know of the topic and ask where it begins, but not read it. Bob may nothing.
-        acls(
-            case,
-            &kafka,
-            &[
-                "--add",
-                "--allow-principal",
-                "User:alice",
-                "--operation",
-                "Read",
-                "--topic",
-                "orders",
-            ],
-        )?;
-        acls(
-            case,
-            &kafka,
-            &[
-                "--add",
-                "--allow-principal",
-                "User:eve",
-                "--operation",
-                "Describe",
-                "--topic",
-                "orders",
-            ],
-        )?;
+        right("--add", "User:alice", "Read", ["--topic", "orders"])?;
+        right("--add", "User:eve", "Describe", ["--topic", "orders"])?;
         // All may be in groups, so that no other right is missing.
-        acls(
-            case,
-            &kafka,
-            &[
-                "--add",
-                "--allow-principal",
-                "User:*",
-                "--operation",
-                "Read",
-                "--group",
-                "*",
-            ],
-        )?;
+        right("--add", "User:*", "Read", ["--group", "*"])?;
         let direct = all_users(&kafka.sasl_bootstrap())?;
         case.note(&format!("the cluster: {:?}", outcomes(&direct)));
         ensure!(direct[0].0 == Outcome::Enough, "alice: {:?}", direct[0].0);
@@ -226,32 +202,8 @@ fn users_read_from_the_archive_what_the_cluster_lets_them_read() {
             std::thread::sleep(SESSION + Duration::from_secs(1));
         }
         // What was allowed is allowed no longer: not one record more than was fetched already.
-        acls(
-            case,
-            &kafka,
-            &[
-                "--remove",
-                "--allow-principal",
-                "User:alice",
-                "--operation",
-                "Read",
-                "--topic",
-                "orders",
-            ],
-        )?;
-        acls(
-            case,
-            &kafka,
-            &[
-                "--add",
-                "--allow-principal",
-                "User:alice",
-                "--operation",
-                "Describe",
-                "--topic",
-                "orders",
-            ],
-        )?;
+        right("--remove", "User:alice", "Read", ["--topic", "orders"])?;
+        right("--add", "User:alice", "Describe", ["--topic", "orders"])?;
         let outcome = read_on(&consumer, RECORDS, PATIENCE, &mut read);
         case.note(&format!("after {} records: {outcome:?}", read.len()));
         if outcome != refused {

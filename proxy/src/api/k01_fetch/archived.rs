@@ -183,12 +183,7 @@ impl Fetch<'_> {
                 wanted.plan = FetchPlan::Live;
             }
         }
-        self.conversation
-            .shared
-            .metrics
-            .shadow_dropped_bytes
-            .inc_by(dropped as u64);
-        self.conversation.fetches.account.dropped(dropped);
+        self.note_dropped(dropped);
     }
 
     /// Puts what was read beside what the broker sent, as far as there is room.

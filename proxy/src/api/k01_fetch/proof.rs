@@ -80,13 +80,15 @@ impl Fetch<'_> {
             response.error_code = 0;
         }
         drop(room);
-        self.conversation
-            .shared
-            .metrics
-            .shadow_dropped_bytes
-            .inc_by(dropped as u64);
-        self.conversation.fetches.account.dropped(dropped);
+        self.note_dropped(dropped);
         Ok(response)
+    }
+
+    /// Counts record bytes that shadows brought and nobody gets.
+    pub(super) fn note_dropped(&mut self, bytes: usize) {
+        let shared = &self.conversation.shared;
+        shared.metrics.shadow_dropped_bytes.inc_by(bytes as u64);
+        self.conversation.fetches.account.dropped(bytes);
     }
 
     /// Sends a request upstream.
