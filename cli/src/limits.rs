@@ -1,45 +1,13 @@
 //! What the process may use of the machine, as far as it can set it itself.
 #![expect(
     unsafe_code,
-    reason = "the standard library has no call for resource limits and the allocator's settings"
+    reason = "the standard library has no call for resource limits"
 )]
 
 use tracing::{info, warn};
 
 /// Below this a busy proxy comes to its end: each client connection takes two descriptors.
 const FILES_ENOUGH: u64 = 16_400;
-
-/// From this size on a block of memory is mapped by itself, and goes back to the system when it is freed. Row groups,
-/// segments' pages and answers to clients are larger.
-#[cfg(target_env = "gnu")]
-const MAPPED_ALONE_BYTES: libc::c_int = 1 << 20;
-
-/// Keeps glibc's allocator from holding on to what is freed, so that `--memory` is what the process takes. Left alone it
-/// has eight arenas a core, none of which uses what lies free in another, and maps large blocks by themselves only until
-/// the first of them is freed. Call it before there are threads. An operator's own settings stay.
-///
-/// `run` with 100 partitions, 2 million records archived and then replayed by two clients, took 545 MiB at most without
-/// this and 393 MiB with it.
-pub(crate) fn bound_allocator() {
-    #[cfg(target_env = "gnu")]
-    if [
-        "MALLOC_ARENA_MAX",
-        "MALLOC_MMAP_THRESHOLD_",
-        "GLIBC_TUNABLES",
-    ]
-    .iter()
-    .all(|name| std::env::var_os(name).is_none())
-    {
-        let cores = std::thread::available_parallelism().map_or(4, std::num::NonZero::get);
-        let arenas = libc::c_int::try_from(cores.clamp(4, 16)).unwrap_or(4);
-        // SAFETY: it sets two numbers of the allocator, and no other thread is there yet. What it does not take it refuses,
-        // which leaves the defaults.
-        unsafe {
-            libc::mallopt(libc::M_ARENA_MAX, arenas);
-            libc::mallopt(libc::M_MMAP_THRESHOLD, MAPPED_ALONE_BYTES);
-        }
-    }
-}
 
 /// Raises the soft limit of open files to the hard one. The soft limit is low (1,024) only for the sake of programs that
 /// use `select`, which nothing here does; the hard one is what the operator allows.

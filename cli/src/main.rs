@@ -1,6 +1,7 @@
 //! `everlog`: the one binary. It reads the configuration, starts what the subcommand names, and hands signals on; all
 //! that archives and serves lives in the other crates.
 
+mod allocator;
 mod args;
 mod cluster;
 mod command;
@@ -37,7 +38,6 @@ const SERVICE_LOG: &str = "info";
 const TOOL_LOG: &str = "warn";
 
 fn main() -> ExitCode {
-    limits::bound_allocator();
     let args = match args::parse(std::env::args_os()) {
         Ok(args) => args,
         Err(err) => {

@@ -316,6 +316,8 @@ impl<W: Write + Send> SegmentWriter<W> {
     fn close_group(&mut self) -> Result<(), SegmentError> {
         if !self.chunk.is_empty() {
             self.write_chunk()?;
+            // The next record may be long in coming: no room is kept for it.
+            self.chunk = Chunk::default();
         }
         if self.group.records == 0 {
             return Ok(());
@@ -415,6 +417,10 @@ impl Chunk {
     fn take(&mut self, day: Day, partition: i32) -> Result<RecordBatch, SegmentError> {
         let mut chunk = std::mem::take(self);
         let len = chunk.offsets.len();
+        // The next one will be about as large: growing it step by step would copy it twice.
+        self.offsets.reserve(len);
+        self.timestamps_ms.reserve(len);
+        self.values = BinaryBuilder::with_capacity(len, chunk.values.values_slice().len());
         let micros: Vec<Option<i64>> = chunk
             .timestamps_ms
             .iter()
