@@ -4,7 +4,9 @@
 use std::io::IsTerminal;
 use std::panic::PanicHookInfo;
 
-use tracing::error;
+use everlog_format::{is_contained, panic_text};
+use everlog_index::distrust_disk_caches;
+use tracing::{error, warn};
 use tracing_subscriber::EnvFilter;
 
 use crate::config::{LogConfig, LogFormat};
@@ -38,25 +40,57 @@ pub(crate) fn start(config: &LogConfig, default_filter: &str) {
     std::panic::set_hook(Box::new(abort_with_words));
 }
 
+/// How the threads are called that sled starts.
+const SLED_THREADS: &str = "sled";
+
 /// A panic is a bug of ours and leaves a task dead that others wait for. The process ends, so that whoever supervises it
-/// starts it anew; the archive is written so that this loses nothing.
+/// starts it anew; the archive is written so that this loses nothing. Where bytes from outside are read it goes on: they
+/// would be read again after each start.
 fn abort_with_words(panic: &PanicHookInfo<'_>) {
-    let payload = panic.payload();
-    let message = payload
-        .downcast_ref::<&str>()
-        .copied()
-        .or_else(|| payload.downcast_ref::<String>().map(String::as_str));
+    let text = panic_text(panic.payload());
     let place = panic
         .location()
         .map(ToString::to_string)
         .unwrap_or_default();
     let thread = std::thread::current();
+    let thread = thread.name().unwrap_or_default();
+    if is_contained() {
+        warn!(
+            panic = text,
+            place, thread, "what was being read is damaged, or this is a bug in everlog"
+        );
+        return;
+    }
+    if thread.starts_with(SLED_THREADS) {
+        distrust_disk_caches();
+    }
     error!(
         message = "this is a bug in everlog: the process ends here, nothing that was archived is affected",
-        panic = message.unwrap_or("(no text)"),
+        panic = text,
         place,
-        thread = thread.name().unwrap_or_default(),
+        thread,
         backtrace = %std::backtrace::Backtrace::capture(),
     );
     std::process::abort();
+}
+
+#[cfg(test)]
+mod tests {
+    use everlog_format::contain_panic;
+
+    use super::*;
+
+    /// Without the question in the hook this test program aborts.
+    #[test]
+    fn a_contained_panic_does_not_end_the_process() {
+        let before = std::panic::take_hook();
+        std::panic::set_hook(Box::new(abort_with_words));
+        let done = contain_panic(|| panic!("damaged"));
+        std::panic::set_hook(before);
+        let done: Result<(), _> = done;
+        assert_eq!(
+            done.map_err(|panic| panic.to_string()),
+            Err("reading it panicked: damaged".to_owned())
+        );
+    }
 }

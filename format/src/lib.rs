@@ -5,6 +5,7 @@
 //! `everlog-proxy` turns them back into batches.
 
 mod batch;
+mod contain;
 mod day;
 mod hash;
 mod identity;
@@ -17,6 +18,7 @@ pub use batch::{
     BATCH_HEADER_LEN, BatchError, DecodedBatch, DecodedBatches, EncodedBatch, decode_batches,
     empty_batch, encode_batches, with_last_offset,
 };
+pub use contain::{Panicked, contain_panic, is_contained, panic_text};
 pub use day::{Day, InvalidDay};
 pub use hash::{Hash, InvalidHash, Salt};
 pub use identity::{

@@ -1,14 +1,14 @@
 //! Nodes on the local disk (sled), so that a restart does not read the index anew. Nothing here may fail a read: what
 //! goes wrong is logged once and the cache is emptied or left out.
 
+use std::collections::BTreeSet;
 use std::error::Error;
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use bytes::Bytes;
-use everlog_format::Hash;
+use everlog_format::{Hash, contain_panic};
 use tracing::warn;
 
 /// Bytes of nodes before the cache starts over. 4 million segments of one partition make 1.3 GiB of nodes, but a reader
@@ -19,7 +19,7 @@ const ON_DISK_FACTOR: u64 = 2;
 /// sled's own page cache: small, because decoded nodes are kept above.
 const SLED_CACHE_BYTES: u64 = 8 << 20;
 /// The folder below the one that the operator named: only this one is ever removed.
-const FOLDER: &str = "nodes-1";
+pub(crate) const FOLDER: &str = "nodes-1";
 
 /// Cheap to clone.
 #[derive(Clone)]
@@ -83,7 +83,7 @@ impl DiskCache {
         }
         let inner = Arc::clone(&self.0);
         let done = tokio::task::spawn_blocking(move || {
-            let done = catch_unwind(AssertUnwindSafe(|| work(&inner)));
+            let done = contain_panic(|| work(&inner));
             if !matches!(done, Ok(Ok(_))) && !inner.broken.swap(true, Ordering::Relaxed) {
                 let error = done
                     .as_ref()
@@ -91,9 +91,7 @@ impl DiskCache {
                     .and_then(|r| r.as_ref().err())
                     .map(|e| e as &dyn Error);
                 warn!(error, "the local node cache is broken, going on without it");
-                // The next start sees the marker and begins with an empty cache. If even this fails, sled's own
-                // checks are what is left.
-                let _ = std::fs::write(&inner.marker, b"");
+                mark_broken(&inner.marker);
             }
             done
         })
@@ -102,8 +100,36 @@ impl DiskCache {
     }
 }
 
+/// Marks all caches that this process has opened as broken, so that the next start empties them. For a process that is
+/// about to end because a thread of sled's own has panicked: left alone, each start would meet the same damage.
+pub fn distrust_disk_caches() {
+    MARKERS
+        .lock()
+        .unwrap_or_else(PoisonError::into_inner)
+        .iter()
+        .for_each(|marker| mark_broken(marker));
+}
+
+/// The next start sees the marker and begins with an empty cache. If even this fails, sled's own checks are what is left.
+pub(crate) fn mark_broken(marker: &Path) {
+    let _ = std::fs::write(marker, b"");
+}
+
+/// Where the cache in `folder` has its marker.
+pub(crate) fn marker_of(folder: &Path) -> PathBuf {
+    folder.with_extension("broken")
+}
+
+/// Of all caches that were opened in this process, few as they are.
+static MARKERS: Mutex<BTreeSet<PathBuf>> = Mutex::new(BTreeSet::new());
+
 fn open(folder: &Path, max_bytes: u64) -> Option<DiskCache> {
-    let marker = folder.with_extension("broken");
+    let marker = marker_of(folder);
+    // Before sled sees a byte of it: its threads read, too.
+    MARKERS
+        .lock()
+        .unwrap_or_else(PoisonError::into_inner)
+        .insert(marker.clone());
     if marker.exists() && empty(folder) {
         let _ = std::fs::remove_file(&marker);
     }
@@ -147,7 +173,7 @@ fn open_sled(folder: &Path, max_bytes: u64) -> Result<sled::Db, Failure> {
             .open()
     };
     // sled panics on some damaged files.
-    match catch_unwind(open) {
+    match contain_panic(open) {
         Ok(Ok(db))
             if db
                 .size_on_disk()

@@ -34,6 +34,7 @@ mod writer;
 pub use archive::{Archive, ArchiveOptions, Freshness, IndexError, TopicInfo};
 pub use clock::Clock;
 pub use commit::CommitKind;
+pub use disk_cache::distrust_disk_caches;
 pub use entry::{DataEntry, Entry, EntryKind, EpochStart, HoleReason};
 pub use keys::segment_key;
 pub use shared::{Random, Tuning};

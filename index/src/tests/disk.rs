@@ -6,7 +6,7 @@ use everlog_store::faulty::FaultyStore;
 
 use super::*;
 use crate::Freshness;
-use crate::disk_cache::DiskCache;
+use crate::disk_cache::{DiskCache, FOLDER, mark_broken, marker_of};
 use crate::node::{Node, NodeBody, Shape};
 use crate::node_cache::NodeCache;
 
@@ -66,6 +66,18 @@ async fn nodes_are_there_after_a_restart() {
     for (hash, bytes) in nodes {
         assert_eq!(cache.get(hash).await, Some(bytes));
     }
+}
+
+/// What the process does when a thread of sled's has panicked.
+#[tokio::test]
+async fn a_cache_that_is_distrusted_starts_empty() {
+    let dir = tempfile::tempdir().unwrap();
+    let nodes = filled(dir.path()).await;
+    let marker = marker_of(&dir.path().join(FOLDER));
+    mark_broken(&marker);
+    let cache = open_when_free(dir.path()).await.unwrap();
+    assert_eq!(cache.get(nodes[0].0).await, None);
+    assert!(!marker.exists());
 }
 
 /// Whatever is done to its files, the cache opens again, works, and gives no other bytes than were put.

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 
-use everlog_format::{OffsetRange, Segment};
+use everlog_format::{OffsetRange, Segment, contain_panic};
 use everlog_index::{DataEntry, Snapshot};
 use everlog_store::Key;
 use tokio::sync::oneshot;
@@ -122,7 +122,8 @@ impl Cache {
             .await?;
         self.metrics.object_reads.inc();
         self.metrics.object_bytes.inc_by(footer_len);
-        let segment = Segment::parse(&tail, data.bytes)
+        let segment = contain_panic(|| Segment::parse(&tail, data.bytes))
+            .map_err(|panic| ReplayError::corrupt(&key, panic))?
             .map_err(|error| segment_error(key.to_string(), error))?;
         check(&snapshot, range, &data, &segment).map_err(|why| ReplayError::corrupt(&key, why))?;
         Ok(Arc::new(Footer {

@@ -6,7 +6,9 @@
 use std::sync::atomic::{AtomicBool, AtomicU64};
 use std::sync::{Arc, Mutex, PoisonError};
 
-use everlog_format::{Offset, OffsetRange, RowGroupReader, SegmentError, encode_batches};
+use everlog_format::{
+    Offset, OffsetRange, RowGroupReader, SegmentError, contain_panic, encode_batches,
+};
 use tokio::sync::oneshot;
 
 use super::ReplayError;
@@ -237,7 +239,9 @@ impl Cache {
         };
         // Milliseconds of arithmetic: on the runtime's own threads it would hold up every connection.
         let decoded = tokio::task::spawn_blocking(move || {
-            let decoded = work.run();
+            let name = work.group.name();
+            let decoded = contain_panic(|| work.run())
+                .unwrap_or_else(|panic| Err(ReplayError::corrupt(name, panic)));
             drop(turn);
             decoded
         });

@@ -6,7 +6,8 @@
 
 use std::sync::Arc;
 
-use everlog_format::{Offset, OffsetRange, RowGroupReader};
+use bytes::Bytes;
+use everlog_format::{Offset, OffsetRange, RowGroupReader, contain_panic};
 use everlog_index::{DataEntry, Snapshot};
 
 use super::budget::Need;
@@ -127,35 +128,43 @@ impl Cache {
             let group = group.clone();
             tokio::task::spawn_blocking(move || {
                 let _turn = turn;
-                let failed = |error| segment_error(group.name(), error);
-                let (segment, index) = (&group.footer.segment, group.index);
-                let mut reader =
-                    RowGroupReader::new(segment, index, stored.bytes.clone()).map_err(failed)?;
-                let mut headers = Vec::new();
-                while let Some(slice) = reader.next_slice(SCAN_RAW_BYTES).map_err(failed)? {
-                    let times = slice.timestamps_ms().iter().zip(slice.offsets());
-                    let found = times
-                        .into_iter()
-                        .position(|(&time, &at)| time >= timestamp_ms && at >= from.get());
-                    if let Some(index) = found {
-                        let record = slice.get(index, &mut headers);
-                        let offset = Offset::new(record.offset)
-                            .map_err(|negative| ReplayError::corrupt(group.name(), negative))?;
-                        let (timestamp_ms, leader_epoch) =
-                            (record.timestamp_ms, record.leader_epoch);
-                        return Ok(Some(TimestampHit {
-                            offset,
-                            timestamp_ms,
-                            leader_epoch,
-                        }));
-                    }
-                }
-                Ok(None)
+                contain_panic(|| scan_group(&group, stored.bytes.clone(), from, timestamp_ms))
+                    .unwrap_or_else(|panic| Err(ReplayError::corrupt(group.name(), panic)))
             })
         };
         scan.await
             .unwrap_or_else(|panic| Err(ReplayError::interrupted(group.name(), panic)))
     }
+}
+
+/// The first record of a row group, at or above `from`, that is not older than `timestamp_ms`.
+fn scan_group(
+    group: &GroupRef,
+    stored: Bytes,
+    from: Offset,
+    timestamp_ms: i64,
+) -> Result<Option<TimestampHit>, ReplayError> {
+    let failed = |error| segment_error(group.name(), error);
+    let (segment, index) = (&group.footer.segment, group.index);
+    let mut reader = RowGroupReader::new(segment, index, stored).map_err(failed)?;
+    let mut headers = Vec::new();
+    while let Some(slice) = reader.next_slice(SCAN_RAW_BYTES).map_err(failed)? {
+        let times = slice.timestamps_ms().iter().zip(slice.offsets());
+        let found = times
+            .into_iter()
+            .position(|(&time, &at)| time >= timestamp_ms && at >= from.get());
+        if let Some(index) = found {
+            let record = slice.get(index, &mut headers);
+            let offset = Offset::new(record.offset)
+                .map_err(|negative| ReplayError::corrupt(group.name(), negative))?;
+            return Ok(Some(TimestampHit {
+                offset,
+                timestamp_ms: record.timestamp_ms,
+                leader_epoch: record.leader_epoch,
+            }));
+        }
+    }
+    Ok(None)
 }
 
 /// The row groups that can hold a match, in order.
