@@ -2,9 +2,10 @@
 
 use std::fs::{File, TryLockError};
 use std::path::{Path, PathBuf};
+use std::time::{Duration, SystemTime};
 
 use anyhow::{Context as _, Result, bail};
-use tracing::info;
+use tracing::{debug, info};
 
 /// The directory, for as long as this lives. Nothing in it is needed after a restart.
 #[derive(Debug)]
@@ -18,17 +19,29 @@ pub(crate) struct DataDir {
 
 const LOCK_FILE: &str = "everlog.lock";
 
+/// How temporary ones are called, and the file that says so: nothing that an operator has named is ever removed.
+const TEMPORARY_PREFIX: &str = "everlog-temporary-";
+const TEMPORARY_FILE: &str = "temporary";
+
+/// A younger one may not be locked yet by the process that has just made it.
+const LEFT_BEHIND_AGE: Duration = Duration::from_secs(60);
+
 impl DataDir {
     /// Creates the directory if need be and locks it.
     pub(crate) fn open(named: Option<&Path>) -> Result<DataDir> {
         let (path, temporary) = match named {
             Some(path) => (path.to_owned(), None),
             None => {
-                let directory = tempfile::Builder::new().prefix("everlog-").tempdir();
-                let directory = directory.context(
-                    "a temporary data directory could not be made; name one with --data-dir",
-                )?;
+                remove_left_behind(&std::env::temp_dir(), LEFT_BEHIND_AGE);
+                let directory = tempfile::Builder::new()
+                    .prefix(TEMPORARY_PREFIX)
+                    .tempdir()
+                    .context(
+                        "a temporary data directory could not be made; name one with --data-dir",
+                    )?;
                 let path = directory.path().to_owned();
+                std::fs::write(path.join(TEMPORARY_FILE), b"")
+                    .with_context(|| format!("{} cannot be written", path.display()))?;
                 info!(data_dir = %path.display(), "no --data-dir was given, using a temporary one");
                 (path, Some(directory))
             }
@@ -75,9 +88,82 @@ impl DataDir {
     }
 }
 
+/// Removes the temporary directories of processes that were killed: their spool can be as large as the open segments, and
+/// a process that is killed again and again would fill the disk.
+fn remove_left_behind(parent: &Path, age_min: Duration) {
+    for entry in std::fs::read_dir(parent).into_iter().flatten().flatten() {
+        let path = entry.path();
+        let is_ours = entry
+            .file_name()
+            .to_str()
+            .is_some_and(|name| name.starts_with(TEMPORARY_PREFIX))
+            && path.join(TEMPORARY_FILE).is_file();
+        if !is_ours || !is_left_behind(&path, age_min) {
+            continue;
+        }
+        match std::fs::remove_dir_all(&path) {
+            Ok(()) => {
+                info!(path = %path.display(), "removed the temporary data directory of a process that was killed");
+            }
+            // Another process may have been faster, or it is another user's.
+            Err(err) => debug!(
+                error = &err as &dyn std::error::Error,
+                path = %path.display(),
+                "a temporary data directory stays behind"
+            ),
+        }
+    }
+}
+
+/// Whether nobody holds its lock, and nobody can be about to take it.
+#[expect(
+    clippy::disallowed_methods,
+    reason = "the file system's times are those of the day"
+)]
+fn is_left_behind(directory: &Path, age_min: Duration) -> bool {
+    let Ok(lock) = File::options().write(true).open(directory.join(LOCK_FILE)) else {
+        return false;
+    };
+    let age = lock
+        .metadata()
+        .and_then(|data| data.modified())
+        .ok()
+        .and_then(|made| SystemTime::now().duration_since(made).ok());
+    age.is_some_and(|age| age_min <= age) && lock.try_lock().is_ok()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_killed_processes_left_goes_and_nothing_else() {
+        let parent = tempfile::tempdir().expect("a directory");
+        let make = |name: &str, files: &[&str]| {
+            let path = parent.path().join(name);
+            std::fs::create_dir_all(path.join("spool")).expect("made");
+            for file in files {
+                std::fs::write(path.join(file), b"").expect("written");
+            }
+            path
+        };
+        let both = [LOCK_FILE, TEMPORARY_FILE];
+        let left = make("everlog-temporary-a", &both);
+        let in_use = make("everlog-temporary-b", &both);
+        let held = File::open(in_use.join(LOCK_FILE)).expect("there");
+        held.try_lock().expect("free");
+        let others = [
+            make("everlog-temporary-c", &[TEMPORARY_FILE]),
+            make("everlog-temporary-d", &[LOCK_FILE]),
+            make("everlog-data", &both),
+        ];
+        remove_left_behind(parent.path(), Duration::from_secs(60));
+        assert!(left.exists(), "too young");
+        remove_left_behind(parent.path(), Duration::ZERO);
+        assert!(!left.exists());
+        assert!(in_use.exists());
+        assert!(others.iter().all(|path| path.exists()), "{others:?}");
+    }
 
     #[test]
     fn two_processes_never_share_one() {

@@ -49,9 +49,27 @@ pub(crate) fn wrong_length(key: &Key, len: u64) -> StoreError {
     }
 }
 
+/// More than this is hashed away from the runtime's threads, in bytes: some milliseconds.
+const HASHED_ON_THE_SPOT_BYTES: usize = 1 << 20;
+
 /// Fails if `bytes` are not what `digest` speaks of, as S3 does by the header `x-amz-checksum-sha256`.
-pub(crate) fn check_digest(key: &Key, bytes: &[u8], digest: &Digest) -> Result<(), StoreError> {
-    if digest_of(bytes) == *digest {
+pub(crate) async fn check_digest(
+    key: &Key,
+    bytes: &Bytes,
+    digest: &Digest,
+) -> Result<(), StoreError> {
+    let found = if bytes.len() <= HASHED_ON_THE_SPOT_BYTES {
+        digest_of(bytes)
+    } else {
+        let bytes = bytes.clone();
+        tokio::task::spawn_blocking(move || digest_of(&bytes))
+            .await
+            .map_err(|stopped| StoreError::Unavailable {
+                what: format!("put of {key}"),
+                source: stopped.into(),
+            })?
+    };
+    if found == *digest {
         Ok(())
     } else {
         Err(other_bytes(key))

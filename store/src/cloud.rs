@@ -391,7 +391,7 @@ impl Store for CloudStore {
             Body::Bytes(_) => None,
         };
         let bytes = read_body(key, body).await?;
-        check_digest(key, &bytes, &digest)?;
+        check_digest(key, &bytes, &digest).await?;
         self.retry
             .run(What::Put(key), || self.send(key, &bytes))
             .await

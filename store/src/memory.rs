@@ -99,7 +99,7 @@ impl Store for MemoryStore {
     ) -> Result<Put, StoreError> {
         self.counters.write_request();
         let bytes = read_body(key, body).await?;
-        check_digest(key, &bytes, &digest)?;
+        check_digest(key, &bytes, &digest).await?;
         self.counters.wrote_bytes(bytes.len() as u64);
         let mut objects = self.objects.write().unwrap_or_else(PoisonError::into_inner);
         if objects.contains_key(key.as_str()) {
