@@ -13,11 +13,16 @@ use rdkafka::client::ClientContext;
 use rdkafka::config::{ClientConfig, FromClientConfigAndContext, RDKafkaLogLevel};
 use rdkafka::error::KafkaError;
 use rdkafka::types::RDKafkaErrorCode;
+use tokio::sync::Semaphore;
 
 use crate::ArchiverError;
 use crate::native::{Described, describe_topics};
 
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(10);
+/// Questions for watermarks that may be under way: each partition asks, and where no leader answers each holds a thread
+/// until the time-out. Far below the size of tokio's blocking pool (512), which uploads and everything else need too, and not
+/// small, since partitions whose leader is there queue behind those whose leader is gone.
+const WATERMARKS_MAX: usize = 128;
 /// Short, because the mock cluster never answers and the first look at a cluster waits for this.
 const CONFIGS_TIMEOUT: Duration = Duration::from_secs(3);
 /// A describe that follows a fetch from the same broker: the connection stands, so it answers soon or not at all.
@@ -83,6 +88,30 @@ impl TopicConfigs {
     }
 }
 
+/// What the cluster says of a topic's name.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum TopicNow {
+    /// The topic is there, in the life that has this id.
+    Is(TopicId),
+    /// There is no topic of this name.
+    Absent,
+    /// It does not say: no right to see it, no topic ids, or brokers that do not know it all yet.
+    Untold,
+}
+
+/// From what one broker described, and whether the list of all topics has it: only both together say that it is not there.
+fn topic_now(described: Result<Option<TopicId>, RDKafkaErrorCode>, is_listed: bool) -> TopicNow {
+    match described {
+        Ok(Some(id)) => TopicNow::Is(id),
+        Err(RDKafkaErrorCode::UnknownTopicOrPartition | RDKafkaErrorCode::UnknownTopic)
+            if !is_listed =>
+        {
+            TopicNow::Absent
+        }
+        Ok(None) | Err(_) => TopicNow::Untold,
+    }
+}
+
 struct Context;
 
 impl ClientContext for Context {
@@ -108,6 +137,7 @@ impl ClientContext for Context {
 #[derive(Clone)]
 pub struct Cluster {
     client: Arc<AdminClient<Context>>,
+    watermarks: Arc<Semaphore>,
 }
 
 impl std::fmt::Debug for Cluster {
@@ -138,6 +168,7 @@ impl Cluster {
             )?;
         Ok(Cluster {
             client: Arc::new(client),
+            watermarks: Arc::new(Semaphore::new(WATERMARKS_MAX)),
         })
     }
 
@@ -218,8 +249,11 @@ impl Cluster {
     ) -> Result<(Offset, Offset), ClusterError> {
         let what = "watermarks";
         let topic = topic.to_owned();
+        let permit = Arc::clone(&self.watermarks).acquire_owned().await;
         let (low, high) = self
             .blocking(what, move |client| {
+                // Held by the thread: whoever asked may have given up by now.
+                let _permit = permit;
                 let asked = client
                     .inner()
                     .fetch_watermarks(&topic, partition, REQUEST_TIMEOUT);
@@ -235,22 +269,29 @@ impl Cluster {
         Ok((offset(low)?, offset(high)?))
     }
 
-    /// The configurations of topics (a cluster that does not know the question lets it time out); `None` if this cluster does not tell them (the mock cluster, or no permission).
-    pub(crate) async fn configs(&self, topics: &[String]) -> Option<HashMap<String, TopicConfigs>> {
+    /// The configurations of those of `topics` for which the cluster tells them: without the right to DescribeConfigs it
+    /// answers with nothing in it, and one that does not know the question (the mock cluster) lets it time out.
+    pub(crate) async fn configs(
+        &self,
+        topics: &[String],
+    ) -> Result<HashMap<String, TopicConfigs>, ClusterError> {
+        let what = "topic configurations";
         let resources: Vec<_> = topics
             .iter()
             .map(|topic| ResourceSpecifier::Topic(topic))
             .collect();
         let options = AdminOptions::new().request_timeout(Some(CONFIGS_TIMEOUT));
-        let answers = match self.client.describe_configs(&resources, &options).await {
-            Ok(answers) => answers,
-            Err(error) => {
-                tracing::debug!(%error, "the cluster does not tell topic configurations, taking the defaults");
-                return None;
-            }
-        };
+        let answers = self
+            .client
+            .describe_configs(&resources, &options)
+            .await
+            .map_err(|source| ClusterError::Unavailable { what, source })?;
         let mut found = HashMap::new();
         for answer in answers.into_iter().flatten() {
+            // rdkafka shows a refusal as a topic without a single configuration, which there is none of.
+            if answer.entries.is_empty() {
+                continue;
+            }
             if let rdkafka::admin::OwnedResourceSpecifier::Topic(topic) = answer.specifier {
                 let told = answer
                     .entries
@@ -262,7 +303,7 @@ impl Cluster {
                 found.insert(topic, TopicConfigs { all });
             }
         }
-        Some(found)
+        Ok(found)
     }
 
     /// What `broker` says of `topics`; at most a few hundred at a time.
@@ -285,18 +326,22 @@ impl Cluster {
         .await
     }
 
-    /// The ids of `topics` as some broker sees them now; those that the cluster does not have are left out.
-    pub async fn topic_ids(
+    /// What some broker says of each of `topics` now.
+    pub async fn topics_now(
         &self,
         topics: &[String],
-    ) -> Result<HashMap<String, TopicId>, ClusterError> {
+    ) -> Result<HashMap<String, TopicNow>, ClusterError> {
         let view = self.metadata(None).await?;
+        let listed: BTreeSet<&str> = view
+            .topics
+            .iter()
+            .map(|topic| topic.name.as_str())
+            .collect();
         let mut found = HashMap::new();
         for names in topics.chunks(200) {
             for described in self.describe_anywhere(names, &view.brokers).await?.1 {
-                if let Ok(Some(id)) = described.id {
-                    found.insert(described.topic, id);
-                }
+                let is_listed = listed.contains(described.topic.as_str());
+                found.insert(described.topic, topic_now(described.id, is_listed));
             }
         }
         Ok(found)
@@ -404,6 +449,45 @@ impl Cluster {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn only_a_topic_that_nobody_knows_is_absent() {
+        let unknown = || Err(RDKafkaErrorCode::UnknownTopicOrPartition);
+        assert_eq!(topic_now(unknown(), false), TopicNow::Absent);
+        // Listed by one broker, not known to another: it has just been made, or just been deleted.
+        assert_eq!(topic_now(unknown(), true), TopicNow::Untold);
+        let hidden = Err(RDKafkaErrorCode::TopicAuthorizationFailed);
+        assert_eq!(topic_now(hidden, false), TopicNow::Untold);
+        assert_eq!(topic_now(Ok(None), true), TopicNow::Untold);
+    }
+
+    /// With the cluster away, hundreds of partitions took all threads of the pool, ten seconds each, and uploads waited for
+    /// them.
+    #[test]
+    fn partitions_that_get_no_answer_leave_threads_for_others() {
+        let runtime = tokio::runtime::Builder::new_multi_thread()
+            .worker_threads(1)
+            .max_blocking_threads(WATERMARKS_MAX + 8)
+            .enable_all()
+            .build()
+            .unwrap();
+        let properties = [("bootstrap.servers".to_owned(), "127.0.0.1:1".to_owned())];
+        let cluster = Cluster::new(&properties).unwrap();
+        runtime.block_on(async {
+            for partition in 0..300 {
+                let cluster = cluster.clone();
+                tokio::spawn(async move { cluster.watermarks("orders", partition).await });
+            }
+            while 0 < cluster.watermarks.available_permits() {
+                tokio::time::sleep(Duration::from_millis(10)).await;
+            }
+            let other = tokio::task::spawn_blocking(|| ());
+            let other = tokio::time::timeout(Duration::from_secs(3), other).await;
+            assert!(other.is_ok(), "it waits for a thread");
+        });
+        // Not by dropping it: that would wait for the questions' time-out.
+        runtime.shutdown_background();
+    }
 
     #[test]
     fn configurations_tell_compaction_and_retention() {

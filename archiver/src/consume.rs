@@ -142,11 +142,13 @@ impl Consume {
                 let _ = told.send(done.is_ok());
             }
             Command::Mark(noted) => {
+                self.consumer.asking(self.slots.now);
                 self.slots.mark();
                 // An error says that the watch has ended.
                 let _ = noted.send(());
             }
             Command::Incarnations(seen) => {
+                self.consumer.answered(self.slots.now);
                 self.slots.compare(&seen);
                 self.reset_marked();
             }

@@ -12,6 +12,7 @@
 //! | `consume`, `slots`, `slot` | the one thread that polls; one slot a partition |
 //! | `worker`, `session`, `encode`, `commit` | one task a partition: opens, encodes, uploads, commits |
 //! | `lag` | how far behind a partition is, also while it stands still |
+//! | `trouble` | which of librdkafka's complaints are told |
 //! | `decide` | where to begin, what is covered, when to cut: plain functions |
 //! | `chunk`, `spool`, `memory` | records between consumer and encoder, and what they may take |
 //! | `cluster`, `native` | questions to the cluster; librdkafka's C interface |
@@ -45,6 +46,8 @@ mod decide;
 mod encode;
 mod error;
 mod lag;
+#[cfg(test)]
+mod logged;
 mod memory;
 mod message;
 mod metrics;
@@ -54,10 +57,11 @@ mod session;
 mod slot;
 mod slots;
 mod spool;
+mod trouble;
 mod watch;
 mod worker;
 
-pub use cluster::{Cluster, ClusterError};
+pub use cluster::{Cluster, ClusterError, TopicNow};
 pub use config::{ArchiverConfig, MEMORY_BYTES_MIN, QUEUE_BYTES, REFUSED_PROPERTIES};
 pub use error::ArchiverError;
 pub use service::Archiver;

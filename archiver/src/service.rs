@@ -5,11 +5,13 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use everlog_index::Archive;
-use tokio::sync::{Semaphore, mpsc, oneshot};
+use prometheus::Gauge;
+use tokio::sync::{Semaphore, mpsc, oneshot, watch};
 use tokio::task::AbortHandle;
 use tokio_util::sync::CancellationToken;
 
 use crate::ArchiverError;
+use crate::clock::now;
 use crate::cluster::Cluster;
 use crate::config::{ArchiverConfig, MemoryPlan};
 use crate::consume::{BATCH_MAX, Consume, Ended};
@@ -26,6 +28,8 @@ use crate::worker::{Context, QUESTIONS_MAX};
 const ENCODERS: usize = 2;
 const COMMANDS_MAX: usize = 1_024;
 const RESTART_PAUSE_MAX: Duration = Duration::from_secs(60);
+/// How often the metric of a cluster that has never answered is brought up to date.
+const SILENCE_EVERY: Duration = Duration::from_secs(1);
 
 /// Archives the topics of one cluster into one archive.
 #[derive(Debug)]
@@ -35,6 +39,7 @@ pub struct Archiver {
     metrics: Metrics,
     spool: Arc<SpoolDir>,
     cluster: Cluster,
+    is_up: watch::Sender<bool>,
 }
 
 /// Aborts a task when it is dropped.
@@ -43,6 +48,21 @@ struct Task(AbortHandle);
 impl Drop for Task {
     fn drop(&mut self) {
         self.0.abort();
+    }
+}
+
+/// Waits for the first answer, and counts the seconds without one.
+async fn silent_until<T>(silent_seconds: &Gauge, answer: impl Future<Output = T>) -> T {
+    let begun = now();
+    let mut answer = std::pin::pin!(answer);
+    loop {
+        match tokio::time::timeout(SILENCE_EVERY, &mut answer).await {
+            Ok(answer) => {
+                silent_seconds.set(0.0);
+                return answer;
+            }
+            Err(_) => silent_seconds.set(now().saturating_duration_since(begun).as_secs_f64()),
+        }
     }
 }
 
@@ -65,17 +85,24 @@ impl Archiver {
             metrics,
             spool,
             cluster,
+            is_up: watch::Sender::new(false),
         })
+    }
+
+    /// Becomes true once the cluster has answered: until then nothing can be archived, whatever the reason (a wrong address or
+    /// password looks no different from a cluster that is away). Never false again.
+    pub fn is_up(&self) -> watch::Receiver<bool> {
+        self.is_up.subscribe()
     }
 
     /// Archives until `shutdown` is cancelled; then commits what it can in about ten seconds and ends.
     pub async fn run(self, shutdown: CancellationToken) -> Result<(), ArchiverError> {
-        let Some(cluster_id) = shutdown
-            .run_until_cancelled(self.wait_for_cluster_id())
-            .await
-        else {
+        let silent_seconds = &self.metrics.cluster_silent_seconds;
+        let waited = silent_until(silent_seconds, self.wait_for_cluster_id());
+        let Some(cluster_id) = shutdown.run_until_cancelled(waited).await else {
             return Ok(());
         };
+        self.is_up.send_replace(true);
         let mut backoff = Backoff::new(RESTART_PAUSE_MAX);
         loop {
             let why = match self.life(&cluster_id, &shutdown).await? {
@@ -180,5 +207,65 @@ impl Archiver {
         }
         let _ = commands.send(Command::Stop).await;
         end.await.map_err(died)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use everlog_format::TopicSelection;
+    use everlog_index::ArchiveOptions;
+
+    use super::*;
+
+    /// It used to be silent for 0 seconds for as long as no watch had begun.
+    #[test]
+    fn a_cluster_that_never_answered_is_silent_and_the_archiver_is_not_up() {
+        let runtime = tokio::runtime::Runtime::new().unwrap();
+        runtime.block_on(never_answered());
+        // Not by dropping it: that would wait for the question's time-out.
+        runtime.shutdown_background();
+    }
+
+    async fn never_answered() {
+        let spool = tempfile::tempdir().unwrap();
+        let config = ArchiverConfig {
+            bootstrap_servers: "127.0.0.1:1".to_owned(),
+            kafka_properties: BTreeMap::new(),
+            topics: TopicSelection::parse(&["orders"]).unwrap(),
+            group_id: "group".to_owned(),
+            instance_id: "instance".to_owned(),
+            spool_dir: spool.path().to_owned(),
+            segment_max_bytes: 1 << 20,
+            segment_max_age: Duration::from_secs(2),
+            memory_bytes: 96 << 20,
+        };
+        let store = Arc::new(everlog_store::MemoryStore::new());
+        let options = ArchiveOptions {
+            node_cache_dir: None,
+            create: true,
+        };
+        let archive = Archive::open(store, options).await.unwrap();
+        let registry = prometheus::Registry::new();
+        let archiver = Archiver::new(config, archive, &registry).unwrap();
+        let (up, shutdown) = (archiver.is_up(), CancellationToken::new());
+        let silent = archiver.metrics.cluster_silent_seconds.clone();
+        let running = tokio::spawn(archiver.run(shutdown.clone()));
+        while silent.get() < 1.0 {
+            assert!(!running.is_finished());
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+        assert!(!*up.borrow());
+        shutdown.cancel();
+        running.await.unwrap().unwrap();
+    }
+
+    #[tokio::test]
+    async fn the_first_answer_ends_the_silence() {
+        let silent = Gauge::new("silent", "silent").unwrap();
+        silent.set(9.0);
+        assert_eq!(silent_until(&silent, async { 7 }).await, 7);
+        assert_eq!(silent.get(), 0.0);
     }
 }

@@ -279,11 +279,12 @@ impl Slots {
                 } else if slot.reading.is_some() {
                     let new_id = id.map(tracing::field::display);
                     let partition = slot.ticket.partition;
-                    tracing::warn!(
+                    // The watch has said so of the topic as a whole.
+                    tracing::info!(
                         topic,
                         partition,
                         new_id,
-                        "the topic was deleted or created again"
+                        "the topic was deleted, created again or left out: cutting what is open"
                     );
                     self.to_reset.extend(end_of_topic(slot));
                 }

@@ -1,11 +1,11 @@
 //! Watches the cluster: which topics there are and match, what they are configured to, which incarnation they are.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::error::Error;
 use std::sync::RwLock;
 use std::time::Duration;
 
-use everlog_format::{TopicName, TopicSelection};
+use everlog_format::{TopicId, TopicName, TopicSelection};
 use prometheus::Gauge;
 use tokio::sync::{mpsc, oneshot};
 
@@ -20,6 +20,10 @@ const LOOK_EVERY: Duration = Duration::from_secs(10);
 const CONFIGS_EVERY: u32 = 30;
 /// Topics in one request.
 const REQUEST_TOPICS: usize = 200;
+/// A new topic is in some broker's metadata before all know it: what is not told in this many looks running is told of.
+const UNTOLD_LOOKS: u32 = 2;
+/// Topics that a line names; of more only the number is told.
+const NAMED_MAX: usize = 20;
 
 /// What is known of one topic.
 #[derive(Clone, Debug, Default)]
@@ -71,11 +75,17 @@ pub(crate) struct Watch {
     silent_seconds: Gauge,
     /// Topics that were named plainly and are not there.
     missing: BTreeSet<String>,
+    /// Topics that a regex matches and may not pick.
+    left_out: BTreeMap<String, &'static str>,
+    /// Topics that are being archived, as they were last seen.
+    archived: BTreeMap<String, TopicId>,
     /// What librdkafka took last.
     subscribed: Option<BTreeSet<String>>,
-    /// Whether the last question was answered. If not, it is not put again for a while: topics not known count as
-    /// ordinary ones.
+    /// Whether the last question was answered. If not, it is not put again for a while for topics that were named plainly:
+    /// they are archived, whatever they are.
     configs_told: bool,
+    /// Topics that are held back since their configurations are not told, and for how many looks.
+    untold: BTreeMap<String, u32>,
     looks: u32,
 }
 
@@ -111,8 +121,11 @@ impl Watch {
             internal: BTreeSet::new(),
             silent_seconds,
             missing: BTreeSet::new(),
+            left_out: BTreeMap::new(),
+            archived: BTreeMap::new(),
             subscribed: None,
             configs_told: true,
+            untold: BTreeMap::new(),
             looks: 0,
         }
     }
@@ -146,18 +159,21 @@ impl Watch {
 
     async fn look(&mut self) -> Result<(), ClusterError> {
         let view = self.cluster.metadata(None).await?;
-        let candidates: Vec<String> = view
+        let mut candidates: Vec<String> = view
             .topics
             .iter()
             .map(|topic| topic.name.clone())
             .filter(|name| selected(&self.selection, name, false, false))
             .collect();
-        self.learn_configs(&candidates).await;
+        candidates.sort();
+        let error = self.learn_configs(&candidates).await;
         self.mark().await;
         let described = self.describe(&candidates, &view).await?;
         self.tell_missing(&candidates);
+        self.tell_untold(&candidates, error.as_ref());
         let topics: BTreeSet<String> = candidates
             .into_iter()
+            .filter(|name| !self.awaits_configs(name))
             .filter(|name| {
                 let compacted = self
                     .known_configs
@@ -190,6 +206,10 @@ impl Watch {
                 },
             );
         }
+        let there = view.topics.iter().map(|topic| topic.name.as_str());
+        let there: BTreeSet<&str> = there.collect();
+        self.tell_left_out(&there);
+        self.tell_fates(&there, &topics, &described);
         self.tell(topics, described).await;
         self.looks = self.looks.wrapping_add(1);
         Ok(())
@@ -211,11 +231,109 @@ impl Watch {
         self.missing = missing;
     }
 
+    /// Whether a topic is held back until its configuration is known: it may be compacted, and only a regex matches it.
+    fn awaits_configs(&self, topic: &str) -> bool {
+        !self.known_configs.contains_key(topic) && !self.selection.matches(topic, true)
+    }
+
+    /// Says once of topics that are held back that they are, why, and what to do.
+    fn tell_untold(&mut self, candidates: &[String], error: Option<&ClusterError>) {
+        let untold = candidates
+            .iter()
+            .filter(|topic| self.awaits_configs(topic) && !self.internal.contains(*topic));
+        let looks = |topic: &String| self.untold.get(topic).map_or(1, |looks| looks + 1);
+        self.untold = untold.map(|topic| (topic.clone(), looks(topic))).collect();
+        let due = self
+            .untold
+            .iter()
+            .filter(|(_, looks)| **looks == UNTOLD_LOOKS);
+        let topics: Vec<&String> = due.map(|(topic, _)| topic).collect();
+        if topics.is_empty() {
+            return;
+        }
+        tracing::warn!(
+            count = topics.len(),
+            topics = ?topics.iter().take(NAMED_MAX).collect::<Vec<_>>(),
+            error = error.map(|error| error as &dyn Error),
+            "not archived yet, though a regex matches them: the cluster does not tell these topics' configurations, and they may \
+             be compacted. The archiver's user needs the right DescribeConfigs on them; or name them plainly in `topics`"
+        );
+    }
+
+    /// Why a topic that a regex matches is not archived; `None` if it is, or if none matches.
+    fn why_left_out(&self, topic: &str) -> Option<&'static str> {
+        if self.selection.is_plain_name(topic) || !self.selection.a_regex_matches(topic) {
+            return None;
+        }
+        let configs = self.known_configs.get(topic);
+        if topic.starts_with("__") || self.internal.contains(topic) {
+            Some("internal")
+        } else if TopicSelection::name_needs_plain_name(topic) {
+            Some("of Kafka Streams")
+        } else {
+            configs
+                .is_some_and(TopicConfigs::is_compacted)
+                .then_some("compacted")
+        }
+    }
+
+    /// Says once of each topic that a regex matches and may not pick that it is left out, why, and what to do.
+    fn tell_left_out(&mut self, there: &BTreeSet<&str>) {
+        let found = there
+            .iter()
+            .filter_map(|topic| Some(((*topic).to_owned(), self.why_left_out(topic)?)));
+        let left_out: BTreeMap<String, &'static str> = found.collect();
+        for (topic, kind) in &left_out {
+            if self.left_out.get(topic) != Some(kind) {
+                tracing::info!(
+                    topic,
+                    kind,
+                    "not archived, though a regex matches it: a topic of this kind needs its plain name in `topics`"
+                );
+            }
+        }
+        self.left_out = left_out;
+    }
+
+    /// Says of each topic that is being archived if it is gone, or another one with the same name.
+    fn tell_fates(&mut self, there: &BTreeSet<&str>, topics: &BTreeSet<String>, seen: &[Seen]) {
+        self.archived.retain(|topic, topic_id| {
+            if !there.contains(topic.as_str()) {
+                tracing::warn!(
+                    topic,
+                    %topic_id,
+                    "a topic that is being archived is gone from the cluster (deleted, or not permitted any more): what was \
+                     fetched before its id was last seen is committed, what came later is dropped, and the archive keeps \
+                     what it holds"
+                );
+            }
+            topics.contains(topic)
+        });
+        for Seen { topic, id, .. } in seen.iter().filter(|seen| topics.contains(&seen.topic)) {
+            let Some(new_id) = *id else { continue };
+            let before = self.archived.insert(topic.clone(), new_id);
+            if let Some(old_id) = before.filter(|before| *before != new_id) {
+                tracing::warn!(
+                    topic,
+                    %old_id,
+                    %new_id,
+                    "a topic that is being archived was deleted and created again: what was fetched of the old one before \
+                     its id was last seen is committed, what came later is dropped, and the new one is archived apart"
+                );
+            }
+        }
+    }
+
     async fn tell(&mut self, topics: BTreeSet<String>, described: Vec<Seen>) {
         let is_new = self.subscribed.as_ref() != Some(&topics);
         let is_taken = is_new && self.subscribe(&topics).await;
         if is_taken {
-            if topics.is_empty() {
+            if topics.is_empty() && !self.untold.is_empty() {
+                tracing::info!(
+                    count = self.untold.len(),
+                    "no topic is archived until the cluster has told the configurations of those that match"
+                );
+            } else if topics.is_empty() {
                 let selection = &self.selection;
                 tracing::warn!(%selection, "no topic of the cluster matches the selection, keeping watch");
             } else {
@@ -262,27 +380,41 @@ impl Watch {
         let _ = self.commands.send(command).await;
     }
 
-    async fn learn_configs(&mut self, candidates: &[String]) {
-        let all = self.looks.is_multiple_of(CONFIGS_EVERY);
-        if !all && !self.configs_told {
-            return;
-        }
-        self.configs_told = true;
-        let wanted: Vec<String> = candidates
-            .iter()
-            .filter(|name| all || !self.known_configs.contains_key(*name))
-            .cloned()
-            .collect();
+    /// The error with which the question ended, if it did.
+    async fn learn_configs(&mut self, candidates: &[String]) -> Option<ClusterError> {
+        self.known_configs
+            .retain(|name, _| candidates.binary_search(name).is_ok());
+        let wanted = self.configs_wanted(candidates);
         for names in wanted.chunks(REQUEST_TOPICS) {
             match self.cluster.configs(names).await {
-                Some(found) => self.known_configs.extend(found),
-                // Treated as an ordinary topic, and not asked about again for a while.
-                None => {
+                Ok(found) => {
+                    self.configs_told = true;
+                    self.known_configs.extend(found);
+                }
+                // Not the rest now: each question may take its whole time-out, and the topics' ids wait for it.
+                Err(error) => {
                     self.configs_told = false;
-                    return;
+                    return Some(error);
                 }
             }
         }
+        None
+    }
+
+    /// The topics to ask for, in this order. Each look begins elsewhere, so that a question that is never answered does not
+    /// keep others from being put.
+    fn configs_wanted(&self, candidates: &[String]) -> Vec<String> {
+        let all = self.looks.is_multiple_of(CONFIGS_EVERY);
+        let is_wanted = |name: &String| {
+            let is_new = !self.known_configs.contains_key(name) && self.configs_told;
+            all || is_new || self.awaits_configs(name)
+        };
+        let wanted = candidates.iter().filter(|name| is_wanted(name));
+        let mut wanted: Vec<String> = wanted.cloned().collect();
+        let requests = wanted.len().div_ceil(REQUEST_TOPICS).max(1);
+        let turn = usize::try_from(self.looks).unwrap_or(0) % requests;
+        wanted.rotate_left(turn * REQUEST_TOPICS);
+        wanted
     }
 
     async fn describe(
@@ -314,6 +446,7 @@ impl Watch {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::logged::logged;
 
     fn silent() -> Gauge {
         Gauge::new("silent", "silent").unwrap()
@@ -348,15 +481,149 @@ mod tests {
 
     #[test]
     fn a_plain_name_that_is_not_there_is_told_once() {
-        let properties = [("bootstrap.servers".to_owned(), "127.0.0.1:1".to_owned())];
-        let (commands, _queue) = mpsc::channel(1);
-        let selection = TopicSelection::parse(&["orders,payments", "log.*"]).unwrap();
-        let cluster = Cluster::new(&properties).unwrap();
-        let mut watch = Watch::new(cluster, selection, Default::default(), commands, silent());
+        let mut watch = watch(&["orders,payments", "log.*"]);
         watch.tell_missing(&["orders".to_owned()]);
         assert_eq!(watch.missing, BTreeSet::from(["payments".to_owned()]));
         watch.tell_missing(&["orders".to_owned(), "payments".to_owned()]);
         assert!(watch.missing.is_empty());
+    }
+
+    /// A topic that is not known to be no compacted one used to be archived because a regex matched it: for minutes while
+    /// the question timed out, and for ever without the right to ask it.
+    #[test]
+    fn a_topic_that_only_a_regex_matches_waits_for_its_configuration() {
+        let mut watch = watch(&["t.*", "table"]);
+        let names = ["table", "t-hidden", "tea"].map(str::to_owned);
+        let told = TopicConfigs {
+            all: BTreeMap::from([("cleanup.policy".to_owned(), "delete".to_owned())]),
+        };
+        watch.known_configs.insert("tea".to_owned(), told);
+        assert_eq!(
+            names.each_ref().map(|name| watch.awaits_configs(name)),
+            [false, true, false]
+        );
+        // A new topic may be told in the next look.
+        assert_eq!(logged(|| watch.tell_untold(&names, None)), "");
+        let log = logged(|| watch.tell_untold(&names, None));
+        for part in [
+            "WARN",
+            "[\"t-hidden\"]",
+            "DescribeConfigs",
+            "name them plainly",
+        ] {
+            assert!(log.contains(part), "{part}: {log}");
+        }
+        assert_eq!(logged(|| watch.tell_untold(&names, None)), "");
+        // One whose turn comes only now is told of by itself.
+        let more = ["t-hidden", "t-new"].map(str::to_owned);
+        assert_eq!(logged(|| watch.tell_untold(&more, None)), "");
+        assert!(logged(|| watch.tell_untold(&more, None)).contains("[\"t-new\"]"));
+    }
+
+    /// After one question that was not answered nothing was asked for minutes, and what came after it never.
+    #[test]
+    fn what_is_held_back_is_asked_for_in_every_look() {
+        let mut watch = watch(&["t.*", "plain"]);
+        let mut names: Vec<String> = (0..500).map(|number| format!("t{number:03}")).collect();
+        names.insert(0, "plain".to_owned());
+        watch.configs_told = false;
+        assert_eq!(watch.configs_wanted(&names), names);
+        let firsts = [1, 2, 3, 4].map(|look| {
+            watch.looks = look;
+            let wanted = watch.configs_wanted(&names);
+            assert_eq!(wanted.len(), 500);
+            wanted[0].clone()
+        });
+        assert_eq!(firsts, ["t200", "t400", "t000", "t200"]);
+    }
+
+    fn watch(arguments: &[&str]) -> Watch {
+        let properties = [("bootstrap.servers".to_owned(), "127.0.0.1:1".to_owned())];
+        let (commands, _queue) = mpsc::channel(1);
+        let selection = TopicSelection::parse(arguments).unwrap();
+        let cluster = Cluster::new(&properties).unwrap();
+        Watch::new(cluster, selection, Default::default(), commands, silent())
+    }
+
+    /// Used to be left out without a word.
+    #[test]
+    fn a_topic_that_a_regex_matches_and_may_not_pick_is_told_once() {
+        let mut watch = watch(&["app-.*|__.*|t.*", "app-a-changelog"]);
+        let compacted = BTreeMap::from([("cleanup.policy".to_owned(), "compact".to_owned())]);
+        let configs = TopicConfigs { all: compacted };
+        watch.known_configs.insert("table".to_owned(), configs);
+        watch.internal.insert("t-hidden".to_owned());
+        let mut there = BTreeSet::from([
+            "__consumer_offsets",
+            "app-a-changelog",
+            "app-b-changelog",
+            "orders-changelog",
+            "table",
+            "t-hidden",
+            "t-ordinary",
+        ]);
+        let log = logged(|| watch.tell_left_out(&there));
+        let has = |topic: &str, kind: &str| {
+            log.lines().any(|line| {
+                line.contains("INFO")
+                    && line.contains(&format!("topic=\"{topic}\""))
+                    && line.contains(&format!("kind=\"{kind}\""))
+                    && line.contains("plain name")
+            })
+        };
+        assert!(has("__consumer_offsets", "internal"), "{log}");
+        assert!(has("app-b-changelog", "of Kafka Streams"), "{log}");
+        assert!(has("table", "compacted") && has("t-hidden", "internal"));
+        assert_eq!(log.lines().count(), 4, "{log}");
+        assert_eq!(logged(|| watch.tell_left_out(&there)), "");
+        // One that was away for a while is told again.
+        there.remove("table");
+        assert_eq!(logged(|| watch.tell_left_out(&there)), "");
+        there.insert("table");
+        assert_eq!(logged(|| watch.tell_left_out(&there)).lines().count(), 1);
+    }
+
+    /// The log used to name partitions at best, and nothing where the fetcher was the first to know.
+    #[test]
+    fn a_topic_that_is_gone_or_made_anew_is_told_once_by_name_and_id() {
+        let mut watch = watch(&["orders,other"]);
+        let id = |number| TopicId::from_uuid(uuid::Uuid::from_u128(number)).unwrap();
+        let seen = |topic: &str, number| Seen {
+            topic: topic.to_owned(),
+            id: Some(id(number)),
+            agreed: true,
+        };
+        let mut look = |names: &[&str], seen: &[Seen]| {
+            let there: BTreeSet<&str> = names.iter().copied().collect();
+            let topics = names.iter().map(|name| (*name).to_owned()).collect();
+            logged(|| watch.tell_fates(&there, &topics, seen))
+        };
+        let both = ["orders", "other"];
+        assert_eq!(look(&both, &[seen("orders", 1), seen("other", 2)]), "");
+        // A broker that does not tell an id for a moment is no news.
+        assert_eq!(look(&both, &[seen("other", 2)]), "");
+        let anew = look(&both, &[seen("orders", 3), seen("other", 2)]);
+        for part in [
+            "WARN",
+            "\"orders\"",
+            &id(1).to_string(),
+            &id(3).to_string(),
+            "created again",
+        ] {
+            assert!(anew.contains(part), "{part}: {anew}");
+        }
+        let gone = look(&["other"], &[seen("other", 2)]);
+        for part in [
+            "WARN",
+            "\"orders\"",
+            &id(3).to_string(),
+            "is gone",
+            "is committed",
+        ] {
+            assert!(gone.contains(part), "{part}: {gone}");
+        }
+        assert_eq!(gone.lines().count(), 1);
+        assert_eq!(look(&["other"], &[seen("other", 2)]), "");
     }
 
     #[test]

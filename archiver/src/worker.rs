@@ -285,7 +285,9 @@ impl Worker {
                         topic = &*topic,
                         partition,
                         %range,
-                        "the cluster has let go of records before they were archived, recording a hole"
+                        offsets = range.offset_count(),
+                        "the cluster has let go of records before they were archived, recording a hole: clients of the \
+                         proxy get an error there, or skip it with `on_hole = \"skip\"`"
                     );
                     append(&self.context, &self.ticket, hand, vec![hole(range)]).await?;
                     self.context.metrics.holes.inc();

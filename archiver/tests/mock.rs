@@ -145,7 +145,7 @@ async fn every_record_of_every_partition_is_archived_once() {
     send(&producer, "orders", 0, 0..3_000, 300);
     send(&producer, "other", 0, 0..10, 300);
     let archiver = start(
-        config(&mock.bootstrap_servers(), &["ord.*"], spool.path()),
+        config(&mock.bootstrap_servers(), &["orders"], spool.path()),
         &archive,
     );
     send(&producer, "orders", 1, 0..500, 300);
@@ -274,7 +274,11 @@ async fn topics_that_appear_later_are_found() {
     let producer = producer(&mock);
     send(&producer, "a-first", 0, 0..50, 100);
     let archiver = start(
-        config(&mock.bootstrap_servers(), &["a-.*"], spool.path()),
+        config(
+            &mock.bootstrap_servers(),
+            &["a-first,a-second"],
+            spool.path(),
+        ),
         &archive,
     );
     until("the first topic", async || {
@@ -290,4 +294,29 @@ async fn topics_that_appear_later_are_found() {
     archiver.stop().await;
     assert_archived(&archive, "a-first", 0, 0..50, 100).await;
     assert_archived(&archive, "a-second", 0, 0..70, 100).await;
+}
+
+/// The mock does not answer DescribeConfigs, so any of its topics may be a compacted one.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_topic_that_only_a_regex_matches_waits_until_its_configuration_is_told() {
+    let mock = Mock::new(1).unwrap();
+    mock.create_topic("plain", 1, 1).unwrap();
+    mock.create_topic("perhaps-compacted", 1, 1).unwrap();
+    let spool = tempfile::tempdir().unwrap();
+    let archive = memory_archive().await;
+    let producer = producer(&mock);
+    send(&producer, "plain", 0, 0..50, 100);
+    send(&producer, "perhaps-compacted", 0, 0..50, 100);
+    let topics = ["plain", "p.*"];
+    let archiver = start(
+        config(&mock.bootstrap_servers(), &topics, spool.path()),
+        &archive,
+    );
+    until("the topic that was named", async || {
+        archived_end(&archive, "plain", 0).await == 50
+    })
+    .await;
+    assert_eq!(archiver.metric("everlog_archiver_partitions"), 1.0);
+    archiver.stop().await;
+    assert!(incarnations(&archive, "perhaps-compacted").await.is_empty());
 }

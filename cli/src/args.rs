@@ -36,6 +36,9 @@ pub(crate) enum Command {
     /// Serve archived topics, and the live tail behind them, to Kafka clients
     Proxy(SettingFlags<flags::Proxy>),
     /// Show what an archive holds: topics, ranges, records, bytes, holes, and how far it is behind the cluster
+    ///
+    /// Exit status: 0 all was shown, 1 a topic that was asked for is not there or the cluster could not be asked, 2 there is
+    /// nothing to show: no archive, no answer from its store, or a configuration that is refused.
     Inspect(InspectArgs),
     /// Read and hash everything that an archive's commits name
     ///

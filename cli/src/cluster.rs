@@ -2,10 +2,10 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use anyhow::{Context as _, Result};
-use everlog_archiver::Cluster;
-use everlog_format::{ClusterId, TopicId};
-use futures::{StreamExt, TryStreamExt};
+use anyhow::{Context as _, Result, bail};
+use everlog_archiver::{Cluster, TopicNow};
+use everlog_format::ClusterId;
+use futures::StreamExt;
 
 /// Partitions asked for at a time.
 const PARALLEL: usize = 8;
@@ -19,21 +19,51 @@ pub(crate) struct Watermarks {
     pub(crate) high_watermark: i64,
 }
 
-/// A cluster's partitions, as far as they were asked for.
+/// A cluster's topics, as far as they were asked for.
 #[derive(Clone, Debug)]
 pub(crate) struct ClusterView {
     pub(crate) cluster: ClusterId,
-    /// The ids that the topics have today. An archive can hold earlier lives of the same name.
-    pub(crate) topic_ids: BTreeMap<String, TopicId>,
-    pub(crate) watermarks: BTreeMap<(String, i32), Watermarks>,
+    /// An archive can hold earlier lives of the same name.
+    pub(crate) topics: BTreeMap<String, TopicNow>,
 }
 
-/// Asks for `partitions`. Topics that the cluster does not have are left out.
-pub(crate) async fn view(
+impl ClusterView {
+    /// Whether this life of the topic is the one that the cluster has now; `None` if that is not known.
+    pub(crate) fn is_live(&self, cluster: &str, topic: &str, topic_id: &str) -> Option<bool> {
+        if self.cluster.as_str() != cluster {
+            return None;
+        }
+        match self.topics.get(topic)? {
+            TopicNow::Is(id) => Some(id.to_string() == topic_id),
+            TopicNow::Absent => Some(false),
+            TopicNow::Untold => None,
+        }
+    }
+
+    /// Whether the cluster has a topic of this name; `false` also if it did not say.
+    pub(crate) fn has(&self, topic: &str) -> bool {
+        matches!(self.topics.get(topic), Some(TopicNow::Is(_)))
+    }
+}
+
+/// A cluster that has answered.
+pub(crate) struct Asked {
+    client: Cluster,
+    pub(crate) view: ClusterView,
+}
+
+/// By partition of a topic: its ends, or why the cluster did not tell them.
+pub(crate) type Ends = BTreeMap<(String, i32), Result<Watermarks>>;
+
+/// Asks which of `topics` there are now.
+pub(crate) async fn ask(
     bootstrap_servers: &str,
     properties: &BTreeMap<String, String>,
-    partitions: &BTreeSet<(String, i32)>,
-) -> Result<ClusterView> {
+    topics: BTreeSet<String>,
+) -> Result<Asked> {
+    // Before librdkafka, which tries on in silence and then only says that there was no answer.
+    let protocol = properties.get("security.protocol").map(String::as_str);
+    everlog_proxy::reach(bootstrap_servers, protocol).await?;
     let mut all: Vec<(String, String)> =
         vec![("client.id".to_owned(), "everlog-inspect".to_owned())];
     all.extend(
@@ -43,38 +73,40 @@ pub(crate) async fn view(
     );
     all.push(("bootstrap.servers".to_owned(), bootstrap_servers.to_owned()));
     let client = Cluster::new(&all)?;
-
-    let cluster = client
-        .cluster_id()
+    let Ok(cluster) = client.cluster_id().await else {
+        // It has been reached a moment ago, so the way there is not the reason.
+        bail!(
+            "{bootstrap_servers} does not tell which cluster it is: look at `security.protocol` and the credentials in \
+             [kafka.properties], and at the brokers' logs"
+        );
+    };
+    let topics: Vec<String> = topics.into_iter().collect();
+    let topics = client
+        .topics_now(&topics)
         .await
-        .with_context(|| format!("no broker answered at {bootstrap_servers}"))?;
-    let topics: BTreeSet<&String> = partitions.iter().map(|(topic, _)| topic).collect();
-    let topics: Vec<String> = topics.into_iter().cloned().collect();
-    let topic_ids: BTreeMap<String, TopicId> =
-        client.topic_ids(&topics).await?.into_iter().collect();
-    let client = &client;
-    let there = partitions
-        .iter()
-        .filter(|(topic, _)| topic_ids.contains_key(topic))
-        .cloned();
-    let watermarks = futures::stream::iter(there)
-        .map(|(topic, partition)| async move {
-            let asked = client.watermarks(&topic, partition).await;
-            let (low, high) = asked.with_context(|| format!("of {topic}/{partition}"))?;
-            anyhow::Ok((
-                (topic, partition),
-                Watermarks {
+        .context("it does not tell its topics")?
+        .into_iter()
+        .collect();
+    Ok(Asked {
+        client,
+        view: ClusterView { cluster, topics },
+    })
+}
+
+impl Asked {
+    /// The ends of `partitions`, which have to be of topics that are there. One without a leader leaves the others be.
+    pub(crate) async fn ends(&self, partitions: BTreeSet<(String, i32)>) -> Ends {
+        futures::stream::iter(partitions)
+            .map(|(topic, partition)| async move {
+                let asked = self.client.watermarks(&topic, partition).await;
+                let ends = asked.map_err(Into::into).map(|(low, high)| Watermarks {
                     live_start: low.get(),
                     high_watermark: high.get(),
-                },
-            ))
-        })
-        .buffer_unordered(PARALLEL)
-        .try_collect()
-        .await?;
-    Ok(ClusterView {
-        cluster,
-        topic_ids,
-        watermarks,
-    })
+                });
+                ((topic, partition), ends)
+            })
+            .buffer_unordered(PARALLEL)
+            .collect()
+            .await
+    }
 }

@@ -9,13 +9,19 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use prometheus::proto::{Metric, MetricFamily};
 
-use crate::store_metrics::SILENT_SECONDS;
+use crate::store_metrics::{REFUSED_SECONDS, SILENT_SECONDS};
+use crate::table::counted;
 
 /// The archiver's gauge, one for each partition: 1 while it stands still.
 const FROZEN: &str = "everlog_archiver_frozen";
 
+/// The archiver's gauge and the proxy's: how long the cluster has not answered.
+const CLUSTER_SILENT_SECONDS: [&str; 2] = [
+    "everlog_archiver_cluster_silent_seconds",
+    "everlog_proxy_cluster_silent_seconds",
+];
+
 /// The proxy's gauge: brokers for which it has no port.
-const CLUSTER_SILENT_SECONDS: &str = "everlog_archiver_cluster_silent_seconds";
 const UNREACHABLE: &str = "everlog_proxy_nodes_unreachable";
 
 /// Partitions that are named; of more only the number is told.
@@ -77,8 +83,17 @@ pub(crate) fn troubles(metrics: &[MetricFamily]) -> String {
             "trouble: the object store has not answered for {seconds:.0} s\n"
         ));
     }
-    if let Some(silent) = values(CLUSTER_SILENT_SECONDS).next() {
-        let seconds = silent.get_gauge().get_value();
+    for refused in values(REFUSED_SECONDS) {
+        let (kind, seconds) = (label(refused, "kind"), refused.get_gauge().get_value());
+        text.push_str(&format!(
+            "trouble: the object store has refused every request to {kind} for {seconds:.0} s: credentials or permissions, the log \
+             has its words\n"
+        ));
+    }
+    // Archiver and proxy ask for themselves; beside each other they are silent about the same cluster.
+    let silent = CLUSTER_SILENT_SECONDS.iter().flat_map(|name| values(name));
+    let silent = silent.map(|metric| metric.get_gauge().get_value());
+    if let Some(seconds) = silent.reduce(f64::max) {
         text.push_str(&format!(
             "trouble: the cluster has not answered for {seconds:.0} s\n"
         ));
@@ -92,14 +107,19 @@ pub(crate) fn troubles(metrics: &[MetricFamily]) -> String {
             frozen.push("…".to_owned());
         }
         let names = frozen.join(", ");
-        text.push_str(&format!(
-            "trouble: {count} partitions stand still: {names}\n"
-        ));
+        let count = u64::try_from(count).unwrap_or(u64::MAX);
+        let stand = counted(count, "partition stands", "partitions stand");
+        text.push_str(&format!("trouble: {stand} still: {names}\n"));
     }
     if let Some(unreachable) = values(UNREACHABLE).next() {
-        let count = unreachable.get_gauge().get_value();
+        // A gauge of whole numbers: nothing is cut off.
+        let count = format!("{:.0}", unreachable.get_gauge().get_value());
+        let (brokers, it, one) = match count.as_str() {
+            "1" => ("broker of the cluster has", "it", "it one"),
+            _ => ("brokers of the cluster have", "them", "them one"),
+        };
         text.push_str(&format!(
-            "trouble: {count} brokers of the cluster have no port here\n"
+            "trouble: {count} {brokers} no port here: clients cannot reach {it} through the proxy (--node-ports gives {one})\n"
         ));
     }
     text
@@ -107,17 +127,18 @@ pub(crate) fn troubles(metrics: &[MetricFamily]) -> String {
 
 /// `topic/partition` of a metric's labels.
 fn partition(metric: &Metric) -> String {
-    let label = |name: &str| {
-        let mut labels = metric.get_label().iter();
-        let label = labels.find(|label| label.name() == name);
-        label.map(|label| label.value()).unwrap_or_default()
-    };
-    format!("{}/{}", label("topic"), label("partition"))
+    format!("{}/{}", label(metric, "topic"), label(metric, "partition"))
+}
+
+fn label<'a>(metric: &'a Metric, name: &str) -> &'a str {
+    let mut labels = metric.get_label().iter();
+    let label = labels.find(|label| label.name() == name);
+    label.map(|label| label.value()).unwrap_or_default()
 }
 
 #[cfg(test)]
 mod tests {
-    use prometheus::{Gauge, IntGauge, IntGaugeVec, Opts, Registry};
+    use prometheus::{Gauge, GaugeVec, IntGauge, IntGaugeVec, Opts, Registry};
 
     use super::*;
 
@@ -129,8 +150,11 @@ mod tests {
         let silent = Gauge::new(SILENT_SECONDS, "silent").expect("a metric");
         let unreachable = IntGauge::new(UNREACHABLE, "unreachable").expect("a metric");
         registry.register(Box::new(frozen.clone())).expect("new");
-        let cluster = Gauge::new(CLUSTER_SILENT_SECONDS, "silent").expect("a metric");
-        registry.register(Box::new(cluster.clone())).expect("new");
+        let [cluster, of_proxy] = CLUSTER_SILENT_SECONDS.map(|name| {
+            let gauge = Gauge::new(name, "silent").expect("a metric");
+            registry.register(Box::new(gauge.clone())).expect("new");
+            gauge
+        });
         registry.register(Box::new(silent.clone())).expect("new");
         registry
             .register(Box::new(unreachable.clone()))
@@ -145,8 +169,39 @@ mod tests {
             troubles(&registry.gather()),
             "trouble: the object store has not answered for 12 s\n\
              trouble: the cluster has not answered for 30 s\n\
-             trouble: 1 partitions stand still: orders/3\n\
-             trouble: 2 brokers of the cluster have no port here\n"
+             trouble: 1 partition stands still: orders/3\n\
+             trouble: 2 brokers of the cluster have no port here: clients cannot reach them through the proxy \
+             (--node-ports gives them one)\n"
+        );
+        // A proxy of its own had no line for it.
+        cluster.set(0.0);
+        of_proxy.set(41.0);
+        frozen.with_label_values(&["orders", "0"]).set(1);
+        unreachable.set(1);
+        let told = troubles(&registry.gather());
+        for line in [
+            "the cluster has not answered for 41 s",
+            "2 partitions stand still: orders/0, orders/3",
+            "1 broker of the cluster has no port here: clients cannot reach it",
+        ] {
+            assert!(told.contains(line), "{told}");
+        }
+    }
+
+    #[test]
+    fn a_store_that_refuses_is_trouble() {
+        let registry = Registry::new();
+        let refused = Opts::new(REFUSED_SECONDS, "refused");
+        let refused = GaugeVec::new(refused, &["kind"]).expect("a metric");
+        registry.register(Box::new(refused.clone())).expect("new");
+        refused.with_label_values(&["read"]).set(0.0);
+        refused.with_label_values(&["write"]).set(31.0);
+        let told = troubles(&registry.gather());
+        assert_eq!(told.lines().count(), 1, "{told}");
+        assert!(
+            told.starts_with(
+                "trouble: the object store has refused every request to write for 31 s"
+            )
         );
     }
 

@@ -23,12 +23,13 @@ use std::process::ExitCode;
 
 use anyhow::Context as _;
 use args::Command;
+use command::inspect::Shown;
 use command::verify::Verdict;
 use command::wal::Outcome;
 use config::{FlagLayer, Layers, LogConfig, Problems, Roles, ServiceConfig, ToolConfig};
 use terminal::print_error;
 
-/// Bad usage, a bad configuration, or a check that could not be made.
+/// Bad usage, a bad configuration, a check that could not be made, or nothing to look at.
 const EXIT_NOT_DONE: u8 = 2;
 
 /// What services log unless the operator says otherwise.
@@ -50,13 +51,16 @@ fn main() -> ExitCode {
             };
         }
     };
-    let is_check = matches!(args.command, Command::Verify(_) | Command::Wal(_));
+    let is_tool = matches!(
+        args.command,
+        Command::Inspect(_) | Command::Verify(_) | Command::Wal(_)
+    );
     match run(args.command) {
         Ok(status) => status,
         Err(err) => {
             print_error(&format!("{err:#}"));
-            // For these 1 means damage, and an error on the way to it is no damage.
-            let not_done = is_check || err.downcast_ref::<Problems>().is_some();
+            // For these 1 says what was found (damage, a topic that is not there), and an error on the way to it is no finding.
+            let not_done = is_tool || err.downcast_ref::<Problems>().is_some();
             ExitCode::from(if not_done { EXIT_NOT_DONE } else { 1 })
         }
     }
@@ -70,7 +74,10 @@ fn run(command: Command) -> anyhow::Result<ExitCode> {
         Command::Proxy(flags) => serve(&flags.given, Roles::PROXY),
         Command::Inspect(args) => {
             let config = tool(&args.flags.given)?;
-            block_on(command::inspect::inspect(config, args.json)).map(done)
+            block_on(command::inspect::inspect(config, args.json)).map(|shown| match shown {
+                Shown::All => ExitCode::SUCCESS,
+                Shown::Part => ExitCode::from(1),
+            })
         }
         Command::Verify(args) => {
             let config = tool(&args.flags.given)?;

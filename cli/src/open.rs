@@ -25,6 +25,14 @@ const FIRST_CONTACT_MAX: Duration = Duration::from_secs(4);
 /// Why a tool has no archive to look at.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum ReadError {
+    /// Nobody has made one at this place, or the place is another.
+    #[error(
+        "there is no archive at {url} yet: `everlog run` or `everlog archive` makes it; if one should be there, the address is wrong"
+    )]
+    NoArchive {
+        /// As the operator gave it.
+        url: String,
+    },
     /// The place is wrong, or something around it.
     #[error(transparent)]
     Store(#[from] OpenError),
@@ -47,18 +55,42 @@ pub(crate) async fn open_to_read(place: &ArchivePlace) -> Result<Arc<Archive>, R
         node_cache_dir: None,
         create: false,
     };
-    Archive::open(store(place, true, impatient).await?, options()).await?;
-    let store = store(place, true, RetryPolicy::default()).await?;
-    Ok(Archive::open(store, options()).await?)
+    let open = |retry| async move {
+        let store = store(place, true, retry).await?;
+        Ok::<_, ReadError>(Archive::open(store, options()).await?)
+    };
+    let absent = |err| match err {
+        ReadError::Store(OpenError::Absent { .. })
+        | ReadError::Archive(IndexError::NoArchive { .. }) => ReadError::NoArchive {
+            url: place.url.clone(),
+        },
+        err => err,
+    };
+    open(impatient).await.map_err(absent)?;
+    open(RetryPolicy::default()).await.map_err(absent)
 }
 
-/// The store of a service. Asks it nothing yet. `writes` is for who archives.
+/// The store of a service. Asks it nothing yet. `writes` is for who archives, and makes the directory of `file://`; who only
+/// reads waits for it, since a proxy may be started before the archiver.
 pub(crate) async fn store_to_serve(
     place: &ArchivePlace,
     writes: bool,
 ) -> Result<Arc<WatchedStore>> {
-    let store = store(place, !writes, RetryPolicy::default()).await?;
-    Ok(Arc::new(WatchedStore::new(store)))
+    let mut pause = RETRY_PAUSE_MIN;
+    loop {
+        match store(place, !writes, RetryPolicy::default()).await {
+            Ok(store) => return Ok(Arc::new(WatchedStore::new(store))),
+            Err(err @ OpenError::Absent { .. }) => {
+                warn!(
+                    error = &err as &dyn Error,
+                    pause_s = pause.as_secs(),
+                    "there is no archive yet, waiting for an archiver to make it"
+                );
+                wait(&mut pause).await;
+            }
+            Err(err) => return Err(err.into()),
+        }
+    }
 }
 
 /// For services: the store is probed first, so that a missing right or a store that ignores conditions is told at the

@@ -73,6 +73,12 @@ pub(crate) fn grouped(number: u64) -> String {
     text
 }
 
+/// `1 hole`, `1,234 holes`.
+pub(crate) fn counted(number: u64, one: &str, many: &str) -> String {
+    let noun = if number == 1 { one } else { many };
+    format!("{} {noun}", grouped(number))
+}
+
 /// Bytes with three digits or so, for reading only.
 pub(crate) fn short_bytes(bytes: u64) -> String {
     const UNITS: [&str; 6] = ["B", "KiB", "MiB", "GiB", "TiB", "PiB"];
@@ -102,6 +108,12 @@ mod tests {
             table.render(),
             "topic     records\norders  1,234,567\na               9\n"
         );
+    }
+
+    #[test]
+    fn one_is_not_many() {
+        let told = [0, 1, 2, 1234].map(|number| counted(number, "hole", "holes"));
+        assert_eq!(told, ["0 holes", "1 hole", "2 holes", "1,234 holes"]);
     }
 
     #[test]

@@ -1,9 +1,10 @@
 //! A store that remembers whether it is answering, for `/healthz` and the metrics. It asks nothing by itself: what the
 //! services do anyway tells enough, and a process that does nothing has no trouble to report.
 
+use std::collections::BTreeMap;
 use std::ops::Range;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -23,6 +24,30 @@ pub(crate) struct WatchedStore {
     /// Requests that were refused for good: credentials, permissions, an unknown bucket.
     refused: AtomicU64,
     last_answer: Mutex<LastAnswer>,
+    /// Since when requests of a kind are refused. For each by itself: a store that lets us read may refuse every write.
+    refused_since: Mutex<BTreeMap<Kind, Instant>>,
+}
+
+/// What a request wants; each is a right of its own with most stores.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Kind {
+    Read,
+    Write,
+    List,
+    Delete,
+}
+
+impl Kind {
+    const ALL: [Kind; 4] = [Kind::Read, Kind::Write, Kind::List, Kind::Delete];
+
+    fn name(self) -> &'static str {
+        match self {
+            Kind::Read => "read",
+            Kind::Write => "write",
+            Kind::List => "list",
+            Kind::Delete => "delete",
+        }
+    }
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -43,7 +68,20 @@ impl WatchedStore {
             unavailable: AtomicU64::new(0),
             refused: AtomicU64::new(0),
             last_answer: Mutex::new(last_answer),
+            refused_since: Mutex::default(),
         }
+    }
+
+    /// For each kind of request: how long it has been refused, without one that was not in between.
+    pub(crate) fn refusals(&self) -> [(&'static str, Option<Duration>); 4] {
+        let since = self.refused_since();
+        Kind::ALL.map(|kind| (kind.name(), since.get(&kind).map(Instant::elapsed)))
+    }
+
+    fn refused_since(&self) -> MutexGuard<'_, BTreeMap<Kind, Instant>> {
+        self.refused_since
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Requests that ended without an answer so far.
@@ -78,7 +116,7 @@ impl WatchedStore {
             .unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn seen<T>(&self, result: Result<T, StoreError>) -> Result<T, StoreError> {
+    fn seen<T>(&self, kind: Kind, result: Result<T, StoreError>) -> Result<T, StoreError> {
         match &result {
             Err(StoreError::Unavailable { .. }) => {
                 self.unavailable.fetch_add(1, Ordering::Relaxed);
@@ -86,9 +124,13 @@ impl WatchedStore {
             }
             Err(StoreError::Refused { .. }) => {
                 self.refused.fetch_add(1, Ordering::Relaxed);
+                let mut since = self.refused_since();
+                since.entry(kind).or_insert_with(Instant::now);
             }
             // That an object is not there is an answer like any other.
-            Err(StoreError::NotFound { .. }) | Ok(_) => {}
+            Err(StoreError::NotFound { .. }) | Ok(_) => {
+                self.refused_since().remove(&kind);
+            }
         }
         let answer = LastAnswer {
             at: Instant::now(),
@@ -109,11 +151,11 @@ impl Store for WatchedStore {
     }
 
     async fn get(&self, key: &Key) -> Result<Bytes, StoreError> {
-        self.seen(self.inner.get(key).await)
+        self.seen(Kind::Read, self.inner.get(key).await)
     }
 
     async fn get_range(&self, key: &Key, range: Range<u64>) -> Result<Bytes, StoreError> {
-        self.seen(self.inner.get_range(key, range).await)
+        self.seen(Kind::Read, self.inner.get_range(key, range).await)
     }
 
     async fn put_if_absent(
@@ -122,7 +164,8 @@ impl Store for WatchedStore {
         body: Body,
         digest: Digest,
     ) -> Result<Put, StoreError> {
-        self.seen(self.inner.put_if_absent(key, body, digest).await)
+        let put = self.inner.put_if_absent(key, body, digest).await;
+        self.seen(Kind::Write, put)
     }
 
     async fn list(
@@ -131,15 +174,17 @@ impl Store for WatchedStore {
         recursive: bool,
         token: Option<String>,
     ) -> Result<ListPage, StoreError> {
-        self.seen(self.inner.list(prefix, recursive, token).await)
+        let listed = self.inner.list(prefix, recursive, token).await;
+        self.seen(Kind::List, listed)
     }
 
     async fn list_first(&self, prefix: &str, limit: u16) -> Result<ListPage, StoreError> {
-        self.seen(self.inner.list_first(prefix, limit).await)
+        let listed = self.inner.list_first(prefix, limit).await;
+        self.seen(Kind::List, listed)
     }
 
     async fn delete(&self, key: &Key) -> Result<(), StoreError> {
-        self.seen(self.inner.delete(key).await)
+        self.seen(Kind::Delete, self.inner.delete(key).await)
     }
 
     fn lists_in_key_order(&self) -> bool {
@@ -176,5 +221,31 @@ mod tests {
         assert!(store.get(&key).await.is_err());
         assert_eq!(store.silence(), None, "a refusal is an answer");
         assert_eq!((store.unavailable_count(), store.refused_count()), (4, 1));
+    }
+
+    /// A store that refused everything was no trouble at all.
+    #[tokio::test]
+    async fn a_refusal_holds_until_a_request_of_its_kind_is_not_refused() {
+        let faulty = Arc::new(FaultyStore::new(Arc::new(MemoryStore::default())));
+        let store = WatchedStore::new(Arc::clone(&faulty) as Arc<dyn Store>);
+        let key = Key::new("a").expect("a key");
+        let refused = || {
+            let kinds = store.refusals().into_iter();
+            let refused = kinds.filter(|(_, time)| time.is_some());
+            refused.map(|(kind, _)| kind).collect::<Vec<_>>()
+        };
+        faulty.on_operation(|_| Fault::Denied);
+        assert!(store.get(&key).await.is_err() && store.list_first("", 1).await.is_err());
+        assert_eq!(refused(), ["read", "list"]);
+
+        faulty.on_operation(|_| Fault::Unavailable);
+        assert!(store.get(&key).await.is_err());
+        assert_eq!(refused(), ["read", "list"], "no answer says nothing");
+
+        faulty.on_operation(|_| Fault::None);
+        assert!(store.get(&key).await.is_err(), "it is not there");
+        assert_eq!(refused(), ["list"]);
+        assert!(store.list_first("", 1).await.is_ok());
+        assert!(refused().is_empty());
     }
 }

@@ -1,35 +1,9 @@
 //! The built binary, as operators meet it: configuration, its mistakes, its help. Nothing here needs a cluster or a store.
 #![expect(clippy::unwrap_used, reason = "a test may fail loudly")]
 
-use std::path::Path;
-use std::process::{Command, Output};
+mod support;
 
-struct Ran {
-    status: i32,
-    out: String,
-    err: String,
-}
-
-/// Runs `everlog` in `dir` with nothing of this process's environment that could interfere.
-fn everlog(dir: &Path, arguments: &[&str], variables: &[(&str, &str)]) -> Ran {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_everlog"));
-    command
-        .current_dir(dir)
-        .args(arguments)
-        .env_clear()
-        .env("COLUMNS", "100");
-    command.envs(variables.iter().copied());
-    let Output {
-        status,
-        stdout,
-        stderr,
-    } = command.output().unwrap();
-    Ran {
-        status: status.code().unwrap_or(-1),
-        out: String::from_utf8(stdout).unwrap(),
-        err: String::from_utf8(stderr).unwrap(),
-    }
-}
+use support::everlog;
 
 fn line<'a>(text: &'a str, key: &str) -> &'a str {
     text.lines()
@@ -286,76 +260,6 @@ fn help_names_what_scripts_rely_on() {
     assert!(flags_of("inspect").contains(&"--json".to_owned()));
     assert!(flags_of("config").contains(&"--example".to_owned()));
     assert!(!flags_of("archive").contains(&"--listen".to_owned()));
-}
-
-#[test]
-fn a_place_without_an_archive_is_told_and_stays_empty() {
-    let dir = tempfile::tempdir().unwrap();
-    let url = format!("file://{}/none", dir.path().display());
-    for command in ["inspect", "verify"] {
-        let ran = everlog(dir.path(), &[command, "--archive", &url], &[]);
-        // For `verify` 1 would mean damage.
-        assert_eq!(
-            ran.status,
-            if command == "verify" { 2 } else { 1 },
-            "{}",
-            ran.err
-        );
-        assert!(ran.err.starts_with("error: "), "{}", ran.err);
-    }
-    assert!(
-        !dir.path().join("none").exists(),
-        "a tool that reads creates nothing"
-    );
-}
-
-#[test]
-fn a_damaged_format_file_is_damage_and_a_newer_one_is_not() {
-    let dir = tempfile::tempdir().unwrap();
-    let url = format!("file://{}", dir.path().display());
-    // For `verify` 1 means damage and 2 that it could not be checked.
-    for (text, status) in [("{\"version\":", 1), ("{\"version\":9}", 2)] {
-        std::fs::write(dir.path().join("everlog.json"), text).unwrap();
-        let ran = everlog(dir.path(), &["verify", "--archive", &url], &[]);
-        assert_eq!(ran.status, status, "{text}: {}{}", ran.out, ran.err);
-        assert_eq!(
-            ran.out.contains("1 damage found"),
-            status == 1,
-            "{}",
-            ran.out
-        );
-        let ran = everlog(dir.path(), &["inspect", "--archive", &url], &[]);
-        assert!(
-            ran.status == 1 && ran.err.contains("everlog.json"),
-            "{}",
-            ran.err
-        );
-    }
-}
-
-/// It used to take a minute and a half, the patience of a service.
-#[test]
-fn a_store_that_nobody_answers_for_is_told_soon() {
-    let dir = tempfile::tempdir().unwrap();
-    let variables = [
-        ("AWS_ACCESS_KEY_ID", "a"),
-        ("AWS_SECRET_ACCESS_KEY", "b"),
-        ("AWS_REGION", "us-east-1"),
-        // Nobody listens on the port of `discard`.
-        ("EVERLOG_S3_ENDPOINT", "http://127.0.0.1:9"),
-    ];
-    for (command, status) in [("inspect", 1), ("verify", 2)] {
-        let start = tokio::time::Instant::now();
-        let ran = everlog(
-            dir.path(),
-            &[command, "--archive", "s3://bucket/archive"],
-            &variables,
-        );
-        assert_eq!(ran.status, status, "{}", ran.err);
-        assert!(ran.err.contains("did not answer"), "{}", ran.err);
-        let seconds = start.elapsed().as_secs();
-        assert!(seconds < 45, "{command} took {seconds} s");
-    }
 }
 
 #[test]

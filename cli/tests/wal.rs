@@ -158,6 +158,15 @@ fn a_file_is_made_only_where_there_is_none_and_with_a_size() {
     let small = everlog(&["format", other, "--size", "64KiB"]);
     assert_eq!(small.status, 2);
     assert!(small.err.contains("at least"), "{}", small.err);
+    // It used to stay, full of zeros, and the next try was told that it was there already.
+    assert!(!Path::new(other).exists(), "what did not become a log goes");
+    let large = everlog(&["format", other, "--size", "16MiB", "--record-max", "1GiB"]);
+    assert_eq!(large.status, 2, "{}{}", large.out, large.err);
+    assert!(!Path::new(other).exists());
+    // What was there before stays, whatever comes of it.
+    std::fs::write(other, [0; 4096]).unwrap();
+    assert_eq!(everlog(&["format", other]).status, 2);
+    assert!(Path::new(other).exists());
 }
 
 #[tokio::test]

@@ -107,10 +107,15 @@ impl TopicSelection {
         }
         !needs_plain_name
             && !TopicSelection::name_needs_plain_name(topic)
-            && self
-                .patterns
-                .iter()
-                .any(|pattern| pattern.anchored.is_match(topic.as_bytes()))
+            && self.a_regex_matches(topic)
+    }
+
+    /// Whether a regex matches `topic`, though it may not pick it (see [`TopicSelection::matches`]): to tell the operator
+    /// why a topic is left out.
+    pub fn a_regex_matches(&self, topic: &str) -> bool {
+        self.patterns
+            .iter()
+            .any(|pattern| pattern.anchored.is_match(topic.as_bytes()))
     }
 
     /// Whether `topic` was given by its plain name.
@@ -126,6 +131,22 @@ impl TopicSelection {
     /// Whether there is a regex (or everything is meant), so that topics may join later without having been named.
     pub fn is_open_ended(&self) -> bool {
         self.everything || !self.patterns.is_empty()
+    }
+
+    /// What of the operator's words means none of `topics`: a slip, or not there yet.
+    pub fn unmatched<'a>(&self, topics: impl IntoIterator<Item = &'a str>) -> Vec<&str> {
+        let topics: Vec<&str> = topics.into_iter().collect();
+        let names = self.names.iter().map(TopicName::as_str);
+        let names = names.filter(|name| !topics.contains(name));
+        let is_met = |pattern: &&Pattern| {
+            topics.iter().any(|topic| {
+                !TopicSelection::name_needs_plain_name(topic)
+                    && pattern.anchored.is_match(topic.as_bytes())
+            })
+        };
+        let patterns = self.patterns.iter().filter(|pattern| !is_met(pattern));
+        let patterns = patterns.map(|pattern| pattern.written.as_str());
+        names.chain(patterns).collect()
     }
 
     /// Internal topics (`__*`) and those of Kafka Streams (`*-changelog`, `*-repartition`): a regex never picks them.
@@ -300,6 +321,19 @@ mod tests {
             "a compacted topic by its name"
         );
         assert!(TopicSelection::everything().matches("__consumer_offsets", true));
+        assert!(parse(&[".*"]).a_regex_matches("__consumer_offsets"));
+        assert!(!parse(&["pay.*", "orders"]).a_regex_matches("orders"));
+    }
+
+    #[test]
+    fn what_means_no_topic_is_known() {
+        let topics = ["orders", "payments", "app-x-changelog"];
+        let unmatched = |words: &[&str]| parse(words).unmatched(topics).join(" ");
+        assert_eq!(unmatched(&["orders", "pay.*"]), "");
+        assert_eq!(unmatched(&["orders,oders", "pay", "x.*"]), "oders pay x.*");
+        // A regex never picks it, so it does not count as met either.
+        assert_eq!(unmatched(&["app-.*"]), "app-.*");
+        assert_eq!(TopicSelection::everything().unmatched([]).len(), 0);
     }
 
     #[test]

@@ -7,6 +7,8 @@ use std::path::PathBuf;
 
 use everlog_format::TopicSelection;
 
+use crate::reach::Unanswered;
+
 /// What a client gets that asks for records of which a commit says that they were lost.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum OnHole {
@@ -92,8 +94,16 @@ pub enum ProxyError {
     Unreachable {
         /// As configured.
         servers: String,
-        /// The last failure.
-        source: Box<dyn std::error::Error + Send + Sync>,
+        /// Each server's reason.
+        source: Unanswered,
+    },
+    /// Correct the address: no waiting turns a controller into a broker.
+    #[error("none of the bootstrap servers {servers} is a broker")]
+    Controllers {
+        /// As configured.
+        servers: String,
+        /// Each server's reason.
+        source: Unanswered,
     },
     /// A bug: two proxies share one registry.
     #[error("the proxy's metrics can't be registered")]

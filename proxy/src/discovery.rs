@@ -4,10 +4,7 @@ use std::error::Error;
 use std::time::Duration;
 
 use everlog_format::ClusterId;
-use kafka_protocol::messages::{
-    ApiKey, ApiVersionsRequest, ApiVersionsResponse, MetadataRequest, MetadataResponse,
-};
-use kafka_protocol::protocol::StrBytes;
+use kafka_protocol::messages::{ApiKey, MetadataRequest, MetadataResponse};
 use tokio::time::{Instant, sleep, timeout};
 use tracing::{info, warn};
 
@@ -15,6 +12,9 @@ use crate::api::k03_metadata;
 use crate::budget::Budget;
 use crate::frame::Patience;
 use crate::nodes::Broker;
+use crate::reach::{
+    ANSWER_MAX, CLIENT_ID, IsController, NoAnswer, Unanswered, is_controller, offered,
+};
 use crate::shape;
 use crate::upstream::{self, Gone};
 
@@ -23,11 +23,6 @@ const PATIENCE: Duration = Duration::from_secs(60);
 
 const ASK_AGAIN_MIN: Duration = Duration::from_millis(250);
 const ASK_AGAIN_MAX: Duration = Duration::from_secs(5);
-
-/// One whole question and answer.
-const ANSWER_MAX: Duration = Duration::from_secs(10);
-
-const CLIENT_ID: StrBytes = StrBytes::from_static_str("everlog-proxy");
 
 /// What the cluster says of itself.
 #[derive(Debug, Default)]
@@ -44,7 +39,10 @@ pub(crate) enum Undiscovered {
     Closed,
     /// Nobody answers.
     #[error("no answer")]
-    Unreachable(#[source] Box<dyn Error + Send + Sync>),
+    Unreachable(#[source] Unanswered),
+    /// Somebody does, and none of them serves clients.
+    #[error("no broker")]
+    Controllers(#[source] Unanswered),
 }
 
 /// Asks one bootstrap server after the other until one answers, or patience ends.
@@ -55,7 +53,7 @@ pub(crate) async fn discover(
     let begun = Instant::now();
     let mut pause = ASK_AGAIN_MIN;
     loop {
-        let mut last: Box<dyn Error + Send + Sync> = "there is no bootstrap server".into();
+        let mut unanswered = Unanswered::default();
         for (host, port) in servers {
             match timeout(ANSWER_MAX, ask(host, *port, budget)).await {
                 Ok(Ok(cluster)) => {
@@ -65,20 +63,22 @@ pub(crate) async fn discover(
                 }
                 // It knew ApiVersions and then hung up on Metadata.
                 Ok(Err(Asked::AfterVersions(Gone::Closed))) => return Err(Undiscovered::Closed),
-                Ok(Err(Asked::AfterVersions(error) | Asked::First(error))) => last = error.into(),
-                Err(elapsed) => last = elapsed.into(),
+                Ok(Err(Asked::First(Gone::Io(error)))) => unanswered.add(host, *port, error),
+                Ok(Err(Asked::AfterVersions(gone) | Asked::First(gone))) => {
+                    unanswered.add(host, *port, gone);
+                }
+                Ok(Err(Asked::Controller)) => unanswered.add(host, *port, IsController),
+                Err(_elapsed) => unanswered.add(host, *port, NoAnswer),
             }
         }
-        if PATIENCE <= begun.elapsed() {
-            return Err(Undiscovered::Unreachable(last));
+        if unanswered.is_controllers_only() {
+            return Err(Undiscovered::Controllers(unanswered));
         }
-        let servers_text: Vec<String> = servers
-            .iter()
-            .map(|(host, port)| format!("{host}:{port}"))
-            .collect();
+        if PATIENCE <= begun.elapsed() {
+            return Err(Undiscovered::Unreachable(unanswered));
+        }
         warn!(
-            servers = servers_text.join(","),
-            error = &*last as &dyn Error,
+            error = &unanswered as &dyn Error,
             ?pause,
             "no bootstrap server answers, will ask again"
         );
@@ -89,6 +89,7 @@ pub(crate) async fn discover(
 
 enum Asked {
     First(Gone),
+    Controller,
     AfterVersions(Gone),
 }
 
@@ -104,18 +105,10 @@ async fn ask(host: &str, port: u16, budget: &Budget) -> Result<Cluster, Asked> {
     };
     let (mut upstream, replies) = upstream::open(stream, budget.clone(), patience);
     let questions = async {
-        let request = ApiVersionsRequest::default();
-        let key = ApiKey::ApiVersions;
-        let offered: ApiVersionsResponse = upstream
-            .call(
-                key,
-                0,
-                Some(&CLIENT_ID),
-                &request,
-                &shape::API_VERSIONS_RESPONSE,
-            )
-            .await
-            .map_err(first)?;
+        let offered = offered(&mut upstream).await.map_err(first)?;
+        if is_controller(&offered) {
+            return Err(Asked::Controller);
+        }
         let metadata = offered
             .api_keys
             .iter()
@@ -134,10 +127,16 @@ async fn ask(host: &str, port: u16, budget: &Budget) -> Result<Cluster, Asked> {
             .await;
         response.map_err(Asked::AfterVersions)
     };
+    let mut questions = std::pin::pin!(questions);
     let response = tokio::select! {
         biased;
-        response = questions => response?,
-        gone = replies.run() => return Err(Asked::AfterVersions(gone)),
+        response = &mut questions => response?,
+        // What came before the end still counts: it tells how far the questions got.
+        gone = replies.run() => match questions.await {
+            Err(Asked::First(_)) => return Err(Asked::First(gone)),
+            Err(Asked::AfterVersions(_)) => return Err(Asked::AfterVersions(gone)),
+            other => other?,
+        },
     };
     let id = response
         .cluster_id
@@ -147,4 +146,38 @@ async fn ask(host: &str, port: u16, budget: &Budget) -> Result<Cluster, Asked> {
         id,
         brokers: k03_metadata::brokers(&response),
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::reach::tests::server;
+
+    /// A forwarder in front of a broker that is still starting takes connections and closes them at once. That used to be
+    /// told as a cluster that wants clients to sign in: neither the next server was asked nor was there any patience.
+    #[tokio::test]
+    async fn who_hangs_up_at_once_has_asked_for_no_credentials() {
+        let budget = Budget::new(1 << 20);
+        let forwarder = tokio::net::TcpListener::bind("127.0.0.1:0")
+            .await
+            .expect("a port");
+        let port = forwarder.local_addr().expect("bound").port();
+        tokio::spawn(async move {
+            while let Ok((client, _)) = forwarder.accept().await {
+                drop(client);
+            }
+        });
+        let asked = ask("127.0.0.1", port, &budget).await;
+        assert!(matches!(asked, Err(Asked::First(_))));
+        // One that answers, and closes at the next question.
+        let (host, port) = server(vec![0, 1, 3, 18]).await;
+        let asked = ask(&host, port, &budget).await;
+        assert!(matches!(
+            asked,
+            Err(Asked::AfterVersions(Gone::Closed | Gone::Io(_)))
+        ));
+        let (host, port) = server(vec![1, 18, 52]).await;
+        let asked = ask(&host, port, &budget).await;
+        assert!(matches!(asked, Err(Asked::Controller)));
+    }
 }

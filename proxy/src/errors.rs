@@ -41,6 +41,34 @@ impl HistoryError {
         error_code(self) == ResponseError::KafkaStorageError
     }
 
+    /// Whether time alone cures it: a store that is slow or away, a replica or an archiver that is behind. What does not
+    /// pass waits for somebody who mends it, whatever the client is told.
+    pub(crate) fn passes(&self) -> bool {
+        match self {
+            HistoryError::Replay(error) => match error {
+                ReplayError::Unavailable { .. }
+                | ReplayError::Missing { .. }
+                | ReplayError::NotCovered { .. } => true,
+                ReplayError::Refused { .. }
+                | ReplayError::Corrupt { .. }
+                | ReplayError::Unsupported { .. } => false,
+            },
+            HistoryError::Index(error) => match error.as_ref() {
+                IndexError::Store(StoreError::Unavailable { .. } | StoreError::NotFound { .. })
+                | IndexError::Missing { .. } => true,
+                IndexError::Store(StoreError::Refused { .. })
+                | IndexError::NoArchive { .. }
+                | IndexError::Unsupported { .. }
+                | IndexError::Corrupt { .. } => false,
+            },
+            HistoryError::Slow
+            | HistoryError::NotYet
+            | HistoryError::NoLiveStart
+            | HistoryError::NoTopic => true,
+            HistoryError::Hole => false,
+        }
+    }
+
     /// The word for metrics.
     pub(crate) fn label(&self) -> &'static str {
         match self {
@@ -116,6 +144,23 @@ pub(crate) fn fetch_error_code(error: &HistoryError, version: i16) -> i16 {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// Damage used to be told as trouble after which "its client will ask again".
+    #[test]
+    fn what_somebody_has_to_mend_does_not_pass() {
+        let corrupt = || ReplayError::Corrupt {
+            what: "a segment".to_owned(),
+            why: "another hash".to_owned(),
+        };
+        let damaged = HistoryError::Replay(corrupt());
+        assert!(!damaged.passes() && !damaged.may_pass());
+        let newer = ReplayError::Unsupported {
+            what: "a segment".to_owned(),
+        };
+        let newer = HistoryError::Replay(newer);
+        assert!(!newer.passes() && newer.may_pass());
+        assert!(HistoryError::Slow.passes() && HistoryError::NotYet.passes());
+    }
 
     #[test]
     fn old_clients_get_a_code_that_they_know() {

@@ -7,8 +7,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use bytes::Bytes;
-use everlog_format::{Offset, PartitionKey, TopicSelection, empty_batch};
-use everlog_index::{Archive, Freshness, IndexError, Snapshot};
+use everlog_format::{Offset, OffsetRange, PartitionKey, TopicSelection, empty_batch};
+use everlog_index::{Archive, Freshness, HoleReason, IndexError, Snapshot};
 use futures::FutureExt;
 use futures::stream::{self, StreamExt};
 use tokio::time::{Instant, timeout, timeout_at};
@@ -18,15 +18,13 @@ use crate::OnHole;
 use crate::errors::HistoryError;
 use crate::metrics::Metrics;
 use crate::replay::{AbsenceCause, Replay, ReplayError, Slice, TimestampHit};
+use crate::told::{Subject, Told};
 
 /// The longest that one look into the index may hold up a request. It goes on behind it.
 const LOOK_MAX: Duration = Duration::from_secs(2);
 
 /// Partitions of one request that are looked up at the same time.
 const LOOKS_MAX: usize = 32;
-
-/// The same trouble is logged at most this often; the metrics count every time.
-const LOG_PAUSE: Duration = Duration::from_secs(10);
 
 /// What is known of one partition's archive.
 #[derive(Clone, Debug)]
@@ -64,7 +62,7 @@ pub(crate) struct History {
     topics: TopicSelection,
     on_hole: OnHole,
     metrics: Arc<Metrics>,
-    logged: Mutex<Option<Instant>>,
+    told: Mutex<Told>,
 }
 
 impl History {
@@ -81,7 +79,7 @@ impl History {
             topics,
             on_hole,
             metrics,
-            logged: Mutex::default(),
+            told: Mutex::default(),
         }
     }
 
@@ -125,27 +123,32 @@ impl History {
     }
 
     async fn chain_until(&self, key: &PartitionKey, freshness: Freshness, until: Instant) -> Chain {
+        let subject = Subject::from(key);
         let (archive, key) = (Arc::clone(&self.archive), key.clone());
         let mut look = Box::pin(async move { archive.snapshot(&key, freshness).await });
         let looked = match (&mut look).now_or_never() {
             Some(looked) => looked,
             None if until <= Instant::now() => {
-                return Chain::Unknown(self.failed(HistoryError::Slow));
+                return Chain::Unknown(self.failed(&subject, HistoryError::Slow));
             }
             // Spawned, so that a look that takes longer than this request may wait helps the next one.
             None => match timeout_at(until, tokio::spawn(look)).await {
                 Ok(Ok(looked)) => looked,
-                Ok(Err(_)) | Err(_) => return Chain::Unknown(self.failed(HistoryError::Slow)),
+                Ok(Err(_)) | Err(_) => {
+                    return Chain::Unknown(self.failed(&subject, HistoryError::Slow));
+                }
             },
         };
-        self.judge(looked)
+        self.judge(&subject, looked)
     }
 
-    fn judge(&self, looked: Result<Option<Arc<Snapshot>>, IndexError>) -> Chain {
+    fn judge(&self, subject: &Subject, looked: Result<Option<Arc<Snapshot>>, IndexError>) -> Chain {
         match looked {
             Ok(Some(snapshot)) if self.serves(&snapshot) => Chain::Known(snapshot),
             Ok(_) => Chain::None,
-            Err(error) => Chain::Unknown(self.failed(HistoryError::Index(Arc::new(error)))),
+            Err(error) => {
+                Chain::Unknown(self.failed(subject, HistoryError::Index(Arc::new(error))))
+            }
         }
     }
 
@@ -181,7 +184,7 @@ impl History {
             Ok(slice) => self.past_holes(snapshot, from, max_bytes, slice).await,
             Err(error) => Err(error.into()),
         };
-        read.map_err(|error| self.failed(error))
+        read.map_err(|error| self.failed(&Subject::from(&**snapshot), error))
     }
 
     async fn finish(
@@ -209,19 +212,12 @@ impl History {
         };
         if let AbsenceCause::Lost(reason) = absence.cause {
             self.metrics.holes_met.inc();
-            let (range, partition) = (absence.range, snapshot.key());
-            let is_due = self.log_is_due();
-            match self.on_hole {
-                OnHole::Fail => {
-                    if is_due {
-                        error!(%partition, %range, ?reason, "a client asked for records that are lost: it gets an error");
-                    }
-                    return Err(HistoryError::Hole);
-                }
-                OnHole::Skip if is_due => {
-                    warn!(%partition, %range, ?reason, "a client skips records that are lost")
-                }
-                OnHole::Skip => {}
+            let (subject, hole) = (Subject::from(&**snapshot), HistoryError::Hole);
+            if self.is_due(&subject, &hole) {
+                self.log_hole(snapshot, absence.range, reason);
+            }
+            if self.on_hole == OnHole::Fail {
+                return Err(HistoryError::Hole);
             }
         }
         // A batch without records takes the client's position across. Behind it the next records, where they can be
@@ -246,6 +242,22 @@ impl History {
         Ok(piece)
     }
 
+    fn log_hole(&self, snapshot: &Snapshot, range: OffsetRange, reason: HoleReason) {
+        let (topic, partition) = (snapshot.topic().name.as_str(), snapshot.key().partition);
+        let topic_id = &snapshot.key().incarnation.topic_id;
+        match self.on_hole {
+            OnHole::Fail => error!(
+                topic, %partition, %range, ?reason, %topic_id,
+                "a client asked for records that are lost: it gets an error and stops here, until `on_hole = \"skip\"` \
+                 lets clients go on behind the hole"
+            ),
+            OnHole::Skip => warn!(
+                topic, %partition, %range, ?reason, %topic_id,
+                "a client skips records that are lost, because of `on_hole = \"skip\"`"
+            ),
+        }
+    }
+
     /// As [`Replay::offset_for_timestamp`], within `limit`.
     pub(crate) async fn offset_for_timestamp(
         &self,
@@ -253,11 +265,8 @@ impl History {
         timestamp_ms: i64,
         limit: Duration,
     ) -> Result<Option<TimestampHit>, HistoryError> {
-        self.within(
-            limit,
-            self.replay.offset_for_timestamp(snapshot, timestamp_ms),
-        )
-        .await
+        let read = self.replay.offset_for_timestamp(snapshot, timestamp_ms);
+        self.within(snapshot, limit, read).await
     }
 
     /// As [`Replay::max_timestamp`], within `limit`.
@@ -266,7 +275,7 @@ impl History {
         snapshot: &Arc<Snapshot>,
         limit: Duration,
     ) -> Result<Option<TimestampHit>, HistoryError> {
-        self.within(limit, self.replay.max_timestamp(snapshot))
+        self.within(snapshot, limit, self.replay.max_timestamp(snapshot))
             .await
     }
 
@@ -277,40 +286,60 @@ impl History {
         offset: Offset,
         limit: Duration,
     ) -> Result<Option<i32>, HistoryError> {
-        self.within(limit, self.replay.epoch_at(snapshot, offset))
+        self.within(snapshot, limit, self.replay.epoch_at(snapshot, offset))
             .await
     }
 
     async fn within<T>(
         &self,
+        snapshot: &Snapshot,
         limit: Duration,
         read: impl Future<Output = Result<T, ReplayError>>,
     ) -> Result<T, HistoryError> {
         let read = timeout(limit, read).await.map_err(|_| HistoryError::Slow);
         read.and_then(|read| read.map_err(HistoryError::from))
-            .map_err(|error| self.failed(error))
+            .map_err(|error| self.failed(&Subject::from(snapshot), error))
     }
 
-    /// Not more than once in a while: clients repeat their requests for as long as trouble lasts.
-    fn log_is_due(&self) -> bool {
-        let mut logged = self.logged.lock().unwrap_or_else(PoisonError::into_inner);
-        let is_due = logged.is_none_or(|at| LOG_PAUSE <= at.elapsed());
-        if is_due {
-            *logged = Some(Instant::now());
-        }
-        is_due
+    fn is_due(&self, subject: &Subject, error: &HistoryError) -> bool {
+        // What was told is whole at any time, also after a panic elsewhere.
+        let mut told = self.told.lock().unwrap_or_else(PoisonError::into_inner);
+        told.is_due(error.label(), subject, error.passes(), Instant::now())
     }
 
-    /// Counts a failure, and logs it unless one was logged just now.
-    pub(crate) fn failed(&self, error: HistoryError) -> HistoryError {
+    /// Counts a failure, and logs it unless it was logged just now.
+    pub(crate) fn failed(&self, subject: &Subject, error: HistoryError) -> HistoryError {
         self.metrics
             .archive_failures
             .with_label_values(&[error.label()])
             .inc();
-        if self.log_is_due() {
+        // A hole was told where it was met.
+        if matches!(error, HistoryError::Hole) || !self.is_due(subject, &error) {
+            return error;
+        }
+        let Subject { topic, partition } = subject;
+        let cause = &error as &dyn Error;
+        if error.passes() {
             warn!(
-                error = &error as &dyn Error,
+                topic,
+                partition,
+                error = cause,
                 "a request met trouble in the archive, its client will ask again"
+            );
+        } else if error.may_pass() {
+            error!(
+                topic,
+                partition,
+                error = cause,
+                "the archive can't be read until somebody mends it: clients wait and ask again meanwhile"
+            );
+        } else {
+            error!(
+                topic,
+                partition,
+                error = cause,
+                "archived records are damaged: a client that asks for them gets CORRUPT_MESSAGE and goes no further; `everlog verify` \
+                 tells how far it reaches"
             );
         }
         error

@@ -26,9 +26,12 @@ mod nodes;
 mod passthrough;
 mod plan;
 mod proxy;
+mod pulse;
+mod reach;
 pub mod replay;
 mod shape;
 mod shared;
+mod told;
 mod topics;
 mod upstream;
 mod versions;
@@ -36,3 +39,4 @@ mod wire;
 
 pub use config::{OnHole, ProxyConfig, ProxyError};
 pub use proxy::Proxy;
+pub use reach::{ReachError, Unanswered, reach};

@@ -1,6 +1,6 @@
 //! What the proxy counts.
 
-use prometheus::{IntCounter, IntCounterVec, IntGauge, Opts, Registry};
+use prometheus::{Gauge, IntCounter, IntCounterVec, IntGauge, Opts, Registry};
 
 /// Counters and gauges of one proxy; registered once.
 #[derive(Debug)]
@@ -23,6 +23,8 @@ pub(crate) struct Metrics {
     pub(crate) archive_failures: IntCounterVec,
     /// Nodes whose port could not be had.
     pub(crate) nodes_unreachable: IntGauge,
+    /// How long the cluster has not answered.
+    pub(crate) cluster_silent_seconds: Gauge,
 }
 
 impl Metrics {
@@ -69,7 +71,12 @@ impl Metrics {
             )?,
             nodes_unreachable: IntGauge::new(
                 "everlog_proxy_nodes_unreachable",
-                "Brokers of the cluster whose port could not be had",
+                "Brokers of the cluster for which no port could be had here, so that clients cannot reach them through the \
+                 proxy; the log says which, and --node-ports gives them another",
+            )?,
+            cluster_silent_seconds: Gauge::new(
+                "everlog_proxy_cluster_silent_seconds",
+                "Seconds since the cluster last answered, by questions some ten seconds apart; 0 while it answers",
             )?,
         };
         registry.register(Box::new(metrics.connections.clone()))?;
@@ -81,6 +88,7 @@ impl Metrics {
         registry.register(Box::new(metrics.holes_met.clone()))?;
         registry.register(Box::new(metrics.archive_failures.clone()))?;
         registry.register(Box::new(metrics.nodes_unreachable.clone()))?;
+        registry.register(Box::new(metrics.cluster_silent_seconds.clone()))?;
         Ok(metrics)
     }
 }

@@ -223,6 +223,13 @@ impl Nodes {
             .count()
     }
 
+    /// Where all nodes are upstream.
+    pub(crate) fn addresses(&self) -> Vec<(String, u16)> {
+        let state = self.lock();
+        let address = |node: &Node| (node.host.clone(), node.port);
+        state.nodes.values().map(address).collect()
+    }
+
     /// Where `node` is upstream.
     pub(crate) fn address(&self, node: i32) -> Option<(String, u16)> {
         self.lock()

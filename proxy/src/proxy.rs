@@ -9,7 +9,7 @@ use everlog_index::Archive;
 use prometheus::Registry;
 use tokio::net::TcpListener;
 use tokio::sync::mpsc;
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout};
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
@@ -21,6 +21,7 @@ use crate::history::History;
 use crate::listener::Door;
 use crate::metrics::Metrics;
 use crate::nodes::{Bound, Nodes, Ports, Target};
+use crate::pulse;
 use crate::replay::Replay;
 use crate::shared::Shared;
 
@@ -49,6 +50,8 @@ pub struct Proxy {
     local_addr: SocketAddr,
     bootstrap: Bound,
     bound: mpsc::UnboundedReceiver<Bound>,
+    /// When the cluster answered last: before it was looked for, if it did not.
+    answered: Instant,
 }
 
 impl Proxy {
@@ -84,7 +87,11 @@ impl Proxy {
         };
         let advertise = config.advertise.clone().unwrap_or_else(|| ip.to_string());
         let nodes = Nodes::new(ports, &advertise, &config.data_dir, sender);
-        start_nodes(&nodes, &config, &bootstrap, &responses).await?;
+        let begun = Instant::now();
+        let answered = match start_nodes(&nodes, &config, &bootstrap, &responses).await? {
+            Found::Cluster => Instant::now(),
+            Found::KeptNodes => begun,
+        };
         let replay = Replay::new(Arc::clone(&archive), config.memory_bytes / 4 * 3, registry);
         let history = History::new(
             archive,
@@ -119,6 +126,7 @@ impl Proxy {
             local_addr,
             bootstrap,
             bound,
+            answered,
         })
     }
 
@@ -132,8 +140,20 @@ impl Proxy {
         let door = Door::new(Arc::clone(&self.shared), shutdown.clone());
         info!(listen = %self.local_addr, nodes = self.shared.nodes.count(), "the proxy is serving");
         door.open(self.bootstrap);
+        let shared = Arc::clone(&self.shared);
+        let servers = move || [shared.bootstrap.clone(), shared.nodes.addresses()].concat();
+        let silent = self.shared.metrics.cluster_silent_seconds.clone();
+        let budget = self.shared.responses.clone();
+        let mut pulse = Box::pin(pulse::watch(
+            servers,
+            self.answered,
+            pulse::ASK_EVERY,
+            silent,
+            budget,
+        ));
         loop {
             tokio::select! {
+                never = &mut pulse => match never {},
                 () = shutdown.cancelled() => break,
                 bound = self.bound.recv() => match bound {
                     Some(bound) => door.open(bound),
@@ -151,14 +171,25 @@ impl Proxy {
     }
 }
 
+/// What a proxy starts with.
+enum Found {
+    /// It has answered.
+    Cluster,
+    /// It has not; there are the nodes of the last run.
+    KeptNodes,
+}
+
 async fn start_nodes(
     nodes: &Nodes,
     config: &ProxyConfig,
     bootstrap: &[(String, u16)],
     budget: &Budget,
-) -> Result<(), ProxyError> {
+) -> Result<Found, ProxyError> {
     match discover(bootstrap, budget).await {
-        Ok(Cluster { id, brokers }) => nodes.start(id.as_ref(), &brokers),
+        Ok(Cluster { id, brokers }) => {
+            nodes.start(id.as_ref(), &brokers)?;
+            Ok(Found::Cluster)
+        }
         Err(Undiscovered::Closed) => {
             nodes.start(None, &[])?;
             let kept = nodes.count();
@@ -166,8 +197,12 @@ async fn start_nodes(
                 kept,
                 "the cluster tells its nodes only to clients that sign in: others are bound when one does"
             );
-            Ok(())
+            Ok(Found::Cluster)
         }
+        Err(Undiscovered::Controllers(source)) => Err(ProxyError::Controllers {
+            servers: config.bootstrap_servers.clone(),
+            source,
+        }),
         Err(Undiscovered::Unreachable(source)) => {
             nodes.start(None, &[])?;
             if nodes.count() == 0 {
@@ -177,10 +212,10 @@ async fn start_nodes(
                 });
             }
             warn!(
-                error = &*source as &dyn std::error::Error,
+                error = &source as &dyn std::error::Error,
                 "the cluster is away: going on with the nodes last known"
             );
-            Ok(())
+            Ok(Found::KeptNodes)
         }
     }
 }

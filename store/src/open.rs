@@ -1,6 +1,7 @@
 //! From a URL to a store.
 
 use std::fmt;
+use std::io;
 use std::sync::Arc;
 
 use crate::retry::RetryPolicy;
@@ -54,6 +55,13 @@ pub enum OpenError {
     /// The text is no archive URL.
     #[error(transparent)]
     Url(#[from] InvalidUrl),
+    /// `file://`, only to be read, and the directory is not there (yet): whoever writes makes it. Wait for that, or say that there
+    /// is nothing.
+    #[error("there is no archive at {url} yet: the directory is not there")]
+    Absent {
+        /// Which archive.
+        url: String,
+    },
     /// The URL is right, something around it is not.
     #[error("cannot open {url}: {remedy}")]
     Setup {
@@ -72,9 +80,18 @@ pub async fn open(url: &str, options: StoreOptions) -> Result<Arc<dyn Store>, Op
         Location::Memory => Ok(Arc::new(MemoryStore::new())),
         Location::Directory(path) => match FileStore::open(&path, !options.read_only).await {
             Ok(store) => Ok(Arc::new(store)),
+            Err(error) if options.read_only && error.kind() == io::ErrorKind::NotFound => {
+                Err(OpenError::Absent {
+                    url: url.to_owned(),
+                })
+            }
             Err(error) => Err(OpenError::Setup {
                 url: url.to_owned(),
-                remedy: "give a directory that this user can read and write".to_owned(),
+                remedy: match options.read_only {
+                    true => "give a directory that this user can read",
+                    false => "give a directory that this user can read and write",
+                }
+                .to_owned(),
                 source: error.into(),
             }),
         },

@@ -8,8 +8,8 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use everlog_store::contract::{Rounds, check_all};
 use everlog_store::{
-    Body, Digest, Key, ListPage, MemoryStore, ProbeError, Put, Store, StoreError, StoreOptions,
-    Usage, digest_of, open, probe, probe_read_only,
+    Body, Digest, Key, ListPage, MemoryStore, OpenError, ProbeError, Put, Store, StoreError,
+    StoreOptions, Usage, digest_of, open, probe, probe_read_only,
 };
 
 async fn file_store(dir: &tempfile::TempDir) -> Arc<dyn Store> {
@@ -239,8 +239,17 @@ async fn a_read_only_file_store_creates_nothing() {
         ..StoreOptions::default()
     };
     let error = open(&url, options).await.unwrap_err();
-    assert!(error.to_string().contains("give a directory"), "{error}");
+    // It used to be told like a directory that may not be read, though whoever archives has only to make it.
+    assert!(matches!(error, OpenError::Absent { .. }), "{error}");
     assert!(!dir.path().join("absent").exists());
+    std::fs::write(dir.path().join("a-file"), "x").unwrap();
+    let url = format!("file://{}/a-file", dir.path().display());
+    let options = StoreOptions {
+        read_only: true,
+        ..StoreOptions::default()
+    };
+    let error = open(&url, options).await.unwrap_err();
+    assert!(error.to_string().contains("give a directory"), "{error}");
 }
 
 #[tokio::test]

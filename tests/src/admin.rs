@@ -15,6 +15,8 @@ use rdkafka::{ClientConfig, Offset, TopicPartitionList};
 use crate::wait_until;
 
 const PATIENCE: Duration = Duration::from_secs(30);
+/// A broker that was killed counts as alive for 9 seconds, and on a busy machine the rest takes its time.
+const LEADERS_MAX: Duration = Duration::from_secs(120);
 
 /// An admin client.
 pub struct Admin {
@@ -75,10 +77,14 @@ impl Admin {
         self.wait_leaders(name, partitions)
     }
 
-    /// Waits until all partitions of the topic have a leader.
+    /// Waits until all partitions of the topic have a leader. A question that gets no answer is put again: the broker
+    /// asked may have been killed just now.
     pub fn wait_leaders(&self, name: &str, partitions: i32) -> Result<()> {
-        wait_until("leaders", PATIENCE, || {
-            let metadata = self.client.inner().fetch_metadata(Some(name), PATIENCE)?;
+        wait_until("leaders", LEADERS_MAX, || {
+            let asked = self.client.inner().fetch_metadata(Some(name), PATIENCE);
+            let Ok(metadata) = asked else {
+                return Ok(false);
+            };
             let topic = metadata
                 .topics()
                 .first()

@@ -149,14 +149,21 @@ pub fn produce_orders(
     sender.flush()
 }
 
-/// Sends `records` of 1000 bytes that compress about 40 : 1, in large zstd batches.
-pub fn produce_inflating(bootstrap: &str, topic: &str, records: u64) -> Result<()> {
+/// Sends `records` of 1000 bytes that compress about 40 : 1, in large zstd batches, round robin over the partitions.
+pub fn produce_inflating(
+    bootstrap: &str,
+    topic: &str,
+    partitions: i32,
+    records: u64,
+) -> Result<()> {
     let sender = Sender::new(bootstrap, "zstd")?;
     let mut rng = StdRng::seed_from_u64(records);
     let mut value = vec![0_u8; 1000];
     for number in 0..records {
         rng.fill(&mut value[..14]);
-        sender.send(BaseRecord::to(topic).partition(0).payload(&value[..]))?;
+        let partition = i32::try_from(number % u64::try_from(partitions)?)?;
+        let record = BaseRecord::to(topic).partition(partition);
+        sender.send(record.payload(&value[..]))?;
         if number % 64 == 0 {
             sender.producer.poll(Duration::ZERO);
         }

@@ -148,6 +148,16 @@ impl Kafka {
         all.join(",")
     }
 
+    /// As [`Kafka::bootstrap`], of the controllers' listeners, which serve no clients.
+    pub fn controllers(&self) -> String {
+        let all: Vec<String> = self
+            .nodes
+            .iter()
+            .map(|node| format!("127.0.0.1:{}", node.port + self.options.nodes))
+            .collect();
+        all.join(",")
+    }
+
     /// An admin client that talks to the cluster directly.
     pub fn admin(&self) -> Result<Admin> {
         Admin::new(&self.bootstrap())

@@ -1,11 +1,13 @@
 //! Who may read what. SASL frames pass, each client is to the brokers who it is, and their ACLs hold for archived records as
 //! for live ones: what a user gets through the proxy is what the cluster gave him while it still had everything.
 
+use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
 use everlog_tests::{
     Archive, Cache, Case, Everlog, EverlogOptions, Kafka, KafkaOptions, Process, produce_orders,
+    wait_until,
 };
 use rdkafka::consumer::{BaseConsumer, Consumer};
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
@@ -116,6 +118,46 @@ fn read_on(
     Outcome::Enough
 }
 
+/// A regex picks no topic of which it is not known that it is no compacted one: neither such a topic, nor one whose
+/// configuration the archiver's user may not see.
+fn a_regex_leaves_out_what_may_be_compacted(
+    case: &Case,
+    kafka: &Kafka,
+    ends: &BTreeMap<i32, i64>,
+) -> Result<()> {
+    let config = case.path("alice.toml");
+    let properties = "[kafka.properties]\n\"security.protocol\" = \"SASL_PLAINTEXT\"\n\"sasl.mechanism\" = \"PLAIN\"\n\
+                      \"sasl.username\" = \"alice\"\n\"sasl.password\" = \"a-secret\"\n";
+    std::fs::write(&config, properties)?;
+    let archive = Archive::folder(&case.path("alice"));
+    let options = EverlogOptions {
+        command: "archive",
+        extra: vec!["--config".to_owned(), config.display().to_string()],
+        ..EverlogOptions::default()
+    };
+    let archiver = Everlog::start(case, &kafka.sasl_bootstrap(), &archive, &options)?;
+    wait_until("a word of what is held back", PATIENCE, || {
+        let log = archiver.process.log_text();
+        Ok(log.contains("not archived yet") && log.contains("DescribeConfigs"))
+    })?;
+    let partitions = archiver.metric("everlog_archiver_partitions")?;
+    ensure!(partitions == 0.0, "archived all the same");
+    for (operation, topic) in [("Read", "table"), ("DescribeConfigs", "*")] {
+        let what = ["--add", "--operation", operation, "--topic", topic];
+        let whom = ["--allow-principal", "User:alice"];
+        acls(case, kafka, &[&what[..], &whom].concat())?;
+    }
+    archive.wait_archived("orders", ends, Duration::from_secs(60))?;
+    wait_until("a word of the compacted topic", PATIENCE, || {
+        let log = archiver.process.log_text();
+        Ok(log.contains("\"table\"") && log.contains("\"compacted\""))
+    })?;
+    archiver.stop()?;
+    let held = archive.held()?;
+    ensure!(held.iter().all(|held| held.topic == "orders"), "{held:?}");
+    Ok(())
+}
+
 /// What each user gets, and what he reads.
 fn all_users(bootstrap: &str) -> Result<Vec<(Outcome, Vec<Read>)>> {
     // librdkafka goes on trying where a topic is hidden.
@@ -142,6 +184,8 @@ fn users_read_from_the_archive_what_the_cluster_lets_them_read() {
         let kafka = Kafka::start_with(case, cluster())?;
         let admin = kafka.admin()?;
         admin.create_topic("orders", 1, &[("segment.bytes", "1048576")])?;
+        admin.create_topic("table", 1, &[("cleanup.policy", "compact")])?;
+        produce_orders(&kafka.bootstrap(), "table", 1, 0..100, "none")?;
         produce_orders(&kafka.bootstrap(), "orders", 1, 0..RECORDS, "none")?;
         let right = |verb, who, operation, [kind, name]: [&str; 2]| {
             let words = [
@@ -176,6 +220,9 @@ fn users_read_from_the_archive_what_the_cluster_lets_them_read() {
         let ends = admin.ends("orders", 1)?;
         archive.wait_archived("orders", &ends, Duration::from_secs(120))?;
         archiver.stop()?;
+        let held = archive.held()?;
+        ensure!(held.iter().all(|held| held.topic == "orders"), "{held:?}");
+        a_regex_leaves_out_what_may_be_compacted(case, &kafka, &ends)?;
         admin.delete_records("orders", &ends)?;
 
         let proxy = Everlog::start(case, &kafka.sasl_bootstrap(), &archive, &options("proxy"))?;

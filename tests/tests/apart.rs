@@ -61,7 +61,7 @@ fn inspect_tells(case: &Case, kafka: &Kafka, archive: &Archive) -> Result<()> {
     ensure!(sum(&rows, "records")? == 0 && sum(&rows, "lag")? == 2000);
     let (success, table, _) = archive.tool(&["inspect"])?;
     ensure!(
-        success && table.contains("2 of 2 partitions wait for their first commit"),
+        success && table.contains("2 of 2 partitions wait for the first commit"),
         "{table}"
     );
     // What is open is committed by the drain.
@@ -128,13 +128,69 @@ fn apart(case: &Case, archive: &Archive) -> Result<()> {
     ensure!(sum(&rows, "lag")? == 0 && sum(&rows, "live_start")? == i64::try_from(sent)?);
     archive.verify()?;
     archiver.stop()?;
-    proxy.stop()
+    proxy.stop()?;
+    inspect_tells_what_is_lost_and_gone(kafka, archive)
+}
+
+/// With no archiver at work: what the cluster lets go of is lost, then the topic is made anew, then the cluster is gone.
+fn inspect_tells_what_is_lost_and_gone(mut kafka: Kafka, archive: &Archive) -> Result<()> {
+    let (admin, servers) = (kafka.admin()?, kafka.bootstrap());
+    let words = ["inspect", "--bootstrap-servers", &servers];
+    produce_orders(&servers, "orders", PARTITIONS, 9_000..9_200, "zstd")?;
+    admin.delete_records("orders", &admin.ends("orders", PARTITIONS)?)?;
+    let rows = inspect(archive, &kafka)?;
+    let lost = |row: &Value| {
+        let [start, end] = [0_usize, 1].map(|index| row["lost_range"][index].as_i64());
+        Some(end? - start?)
+    };
+    let lost: Option<Vec<i64>> = rows.iter().map(lost).collect();
+    ensure!(
+        lost.is_some_and(|lost| lost.iter().sum::<i64>() == 200),
+        "{rows:?}"
+    );
+    ensure!(rows.iter().all(|row| row["live"] == true), "{rows:?}");
+    ensure!(
+        sum(&rows, "lag")? == 0,
+        "what is lost cannot be archived any more"
+    );
+    let (_, table, _) = archive.tool(&words)?;
+    ensure!(table.matches("lost: orders/").count() == 2, "{table}");
+
+    admin.delete_topic("orders")?;
+    let is_gone = |rows: &[Value]| rows.iter().all(|row| row["live"] == false);
+    wait_until("the topic to be gone", Duration::from_secs(60), || {
+        Ok(is_gone(&inspect(archive, &kafka)?))
+    })?;
+    admin.create_topic("orders", PARTITIONS, &[])?;
+    wait_until("another to be there", Duration::from_secs(60), || {
+        let rows = inspect(archive, &kafka)?;
+        Ok(is_gone(&rows) && rows.iter().all(|row| row["lag"].is_null()))
+    })?;
+    let (_, table, _) = archive.tool(&words)?;
+    ensure!(table.matches("gone: orders ").count() == 1, "{table}");
+
+    let (success, _, err) = archive.tool(&[&words[..], &["--topics", "oders"]].concat())?;
+    let told = "neither the archive nor the cluster has a topic oders";
+    ensure!(!success && err.contains(told), "{err}");
+    let controllers = kafka.controllers();
+    let (success, table, err) = archive.tool(&["inspect", "--bootstrap-servers", &controllers])?;
+    ensure!(
+        !success && table.contains("orders") && err.contains("KRaft controller"),
+        "{err}"
+    );
+    kafka.kill(1)?;
+    let (success, table, err) = archive.tool(&words)?;
+    ensure!(
+        !success && table.contains("orders") && err.contains("Connection refused"),
+        "{err}"
+    );
+    Ok(())
 }
 
 #[test]
 fn archiver_and_proxy_share_nothing_but_a_folder() {
     Case::run("apart-folder", |case| {
-        std::fs::create_dir(case.path("archive"))?;
+        // Nobody makes the folder beforehand: the archiver does, and the proxy, which is started first, waits for it.
         apart(case, &Archive::folder(&case.path("archive")))
     });
 }

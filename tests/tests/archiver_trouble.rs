@@ -9,8 +9,8 @@ use anyhow::{Context, Result, ensure};
 use everlog_tests::{
     Archive, Case, Everlog, EverlogOptions, Kafka, KafkaOptions, S3, produce_orders, wait_until,
 };
-use rdkafka::ClientConfig;
 use rdkafka::consumer::{BaseConsumer, Consumer};
+use rdkafka::{ClientConfig, Offset, TopicPartitionList};
 
 const PATIENCE: Duration = Duration::from_secs(120);
 
@@ -32,6 +32,42 @@ fn records(archive: &Archive, topic: &str) -> Result<u64> {
         .sum())
 }
 
+/// Whether the log has a line with `what` that names all of `parts`.
+fn has_line(everlog: &Everlog, what: &str, parts: &[&str]) -> Result<()> {
+    let log = everlog.process.log_text();
+    let mut lines = log.lines().filter(|line| line.contains(what));
+    let names_all = |line: &str| parts.iter().all(|part| line.contains(part));
+    ensure!(
+        lines.clone().any(names_all),
+        "no line about {what:?} names {parts:?}: {:?}",
+        lines.next()
+    );
+    Ok(())
+}
+
+/// Reads from the first record on: `records` come, and then an error.
+fn reads_up_to(bootstrap: &str, records: usize) -> Result<()> {
+    let reader: BaseConsumer = ClientConfig::new()
+        .set("bootstrap.servers", bootstrap)
+        .set("group.id", "reader")
+        .create()?;
+    let mut list = TopicPartitionList::new();
+    list.add_partition_offset("orders", 0, Offset::Offset(0))?;
+    reader.assign(&list)?;
+    let mut found = 0;
+    let mut failure = None;
+    wait_until("the error behind the last record", PATIENCE, || {
+        match reader.poll(Duration::from_millis(100)) {
+            Some(Ok(_)) => found += 1,
+            Some(Err(error)) => failure = Some(error),
+            None => {}
+        }
+        Ok(failure.is_some())
+    })?;
+    ensure!(found == records, "{found} records, then {failure:?}");
+    Ok(())
+}
+
 #[test]
 fn records_deleted_ahead_of_the_archiver_are_a_hole_and_it_goes_on() {
     Case::run("overtaken", |case| {
@@ -39,7 +75,11 @@ fn records_deleted_ahead_of_the_archiver_are_a_hole_and_it_goes_on() {
         let archive = Archive::on(&s3, "overtaken");
         let admin = kafka.admin()?;
         admin.create_topic("orders", 1, &[])?;
-        let everlog = Everlog::start(case, &kafka.bootstrap(), &archive, &archiving("1s"))?;
+        let options = EverlogOptions {
+            command: "run",
+            ..archiving("1s")
+        };
+        let everlog = Everlog::start(case, &kafka.bootstrap(), &archive, &options)?;
         produce_orders(&kafka.bootstrap(), "orders", 1, 0..500, "none")?;
         archive.wait_archived("orders", &BTreeMap::from([(0, 500)]), PATIENCE)?;
         ensure!(everlog.metric("everlog_archiver_holes_total")? < 0.5);
@@ -62,7 +102,17 @@ fn records_deleted_ahead_of_the_archiver_are_a_hole_and_it_goes_on() {
                 Ok((everlog.metric(name)? - wanted).abs() < 0.5)
             })?;
         }
-        ensure!(everlog.process.log_text().contains("recording a hole"));
+        let parts = ["\"orders\"", "\"partition\":0", "[500, 1500)", "on_hole"];
+        has_line(&everlog, "recording a hole", &parts)?;
+        reads_up_to(&everlog.bootstrap(), 500)?;
+        // It used to give ids alone, and no way out.
+        let parts = [
+            "\"orders\"",
+            "\"partition\":\"0\"",
+            "[500, 1500)",
+            "on_hole",
+        ];
+        has_line(&everlog, "a client asked for records that are lost", &parts)?;
         archive.verify()?;
         everlog.stop()
     });
@@ -105,6 +155,14 @@ fn what_was_fetched_of_a_deleted_topic_is_archived_and_the_topic_stays_deleted()
             Ok(everlog.metric("everlog_archiver_partitions")? < 0.5)
         })?;
         ensure!(records(&archive, "orders")? <= 2300);
+        let held = archive.held()?;
+        let id = &held.first().context("nothing is held")?.topic_id;
+        let gone = "a topic that is being archived is gone from the cluster";
+        // The group may have been faster than the watch, which looks every ten seconds.
+        wait_until("the topic's end to be told", PATIENCE, || {
+            Ok(everlog.process.log_text().contains(gone))
+        })?;
+        has_line(&everlog, gone, &["WARN", "\"orders\"", id])?;
         archive.verify()?;
         everlog.stop()?;
         let asker: BaseConsumer = ClientConfig::new()
@@ -146,6 +204,38 @@ fn damage(kafka: &mut Kafka) -> Result<()> {
     kafka.stop(1)?;
     flip(&log, "\"number\":150,")?;
     kafka.restart(1)
+}
+
+/// With the age that was asked for, the segment would be cut long after the cluster has let go of its records.
+#[test]
+fn a_short_retention_is_outrun_whatever_age_segments_may_reach() {
+    Case::run("retention", |case| {
+        let options = KafkaOptions {
+            properties: vec![(
+                "log.retention.check.interval.ms".to_owned(),
+                "1000".to_owned(),
+            )],
+            ..KafkaOptions::default()
+        };
+        let (kafka, s3) = (Kafka::start_with(case, options)?, S3::start(case)?);
+        let archive = Archive::on(&s3, "retention");
+        let admin = kafka.admin()?;
+        let configs = [
+            ("retention.ms", "24000"),
+            // The records' own timestamps are of another year.
+            ("message.timestamp.type", "LogAppendTime"),
+        ];
+        admin.create_topic("orders", 1, &configs)?;
+        let everlog = Everlog::start(case, &kafka.bootstrap(), &archive, &archiving("1h"))?;
+        produce_orders(&kafka.bootstrap(), "orders", 1, 0..1000, "none")?;
+        wait_until("the cluster to forget", PATIENCE, || {
+            Ok(admin.watermarks("orders", 0)? == (1000, 1000))
+        })?;
+        let held = &archive.held_of("orders")?[&0];
+        ensure!((held.end, held.records) == (1000, 1000), "{held:?}");
+        has_line(&everlog, "committed", &["orders", "\"retention\""])?;
+        everlog.stop()
+    });
 }
 
 /// librdkafka reports a batch with a wrong checksum and goes on behind it: a segment cut there would claim to hold it.
@@ -211,8 +301,16 @@ fn the_lag_of_a_frozen_partition_grows() {
     });
 }
 
-/// The leader of the partition, and its other replica.
-fn leader_and_follower(bootstrap: &str) -> Result<(u16, u16)> {
+/// A partition with two replicas, as one broker has it.
+struct Placed {
+    leader: u16,
+    follower: u16,
+    in_sync: usize,
+}
+
+/// Asks with a client of its own, that knows nothing old. An error where the broker that answers does not know the topic
+/// yet, or no leader of it.
+fn placed(bootstrap: &str) -> Result<Placed> {
     let asker: BaseConsumer = ClientConfig::new()
         .set("bootstrap.servers", bootstrap)
         .create()?;
@@ -221,10 +319,35 @@ fn leader_and_follower(bootstrap: &str) -> Result<(u16, u16)> {
     let partition = topic.partitions().first().context("no partition")?;
     let leader = partition.leader();
     let other = partition.replicas().iter().find(|id| **id != leader);
-    Ok((
-        u16::try_from(leader)?,
-        u16::try_from(*other.context("one replica")?)?,
-    ))
+    Ok(Placed {
+        leader: u16::try_from(leader).context("no leader")?,
+        follower: u16::try_from(*other.context("one replica")?)?,
+        in_sync: partition.isr().len(),
+    })
+}
+
+/// Waits until the partition is as wanted. Brokers learn of a change one after the other, so that each answer before may
+/// be an old one, or none.
+fn wait_placed(kafka: &Kafka, what: &str, wanted: impl Fn(&Placed) -> bool) -> Result<Placed> {
+    let (mut found, mut last) = (None, String::new());
+    wait_until(what, PATIENCE, || {
+        found = match placed(&kafka.bootstrap()) {
+            Ok(placed) if wanted(&placed) => Some(placed),
+            Ok(Placed {
+                leader, in_sync, ..
+            }) => {
+                last = format!("node {leader} leads, {in_sync} in sync");
+                None
+            }
+            Err(error) => {
+                last = format!("{error:#}");
+                None
+            }
+        };
+        Ok(found.is_some())
+    })
+    .with_context(|| last)?;
+    found.context("found")
 }
 
 /// By its offsets alone the new log looks like the old one's continuation. librdkafka asks for the end of an epoch only
@@ -250,9 +373,17 @@ fn a_log_truncated_and_grown_again_while_the_archiver_was_away_freezes_its_parti
             ("unclean.leader.election.enable", "true"),
         ];
         admin.create_topic("orders", 1, &configs)?;
-        let (leader, follower) = leader_and_follower(&kafka.bootstrap())?;
+        let (both, alone) = ("both replicas in sync", "the leader alone");
+        let Placed {
+            leader, follower, ..
+        } = wait_placed(&kafka, both, |now| now.in_sync == 2)?;
+        // Acknowledged by all that are in sync, so the follower has them too.
         produce_orders(&kafka.bootstrap(), "orders", 1, 0..1000, "none")?;
+        wait_placed(&kafka, both, |now| (now.leader, now.in_sync) == (leader, 2))?;
         kafka.stop(follower)?;
+        wait_placed(&kafka, alone, |now| {
+            (now.leader, now.in_sync) == (leader, 1)
+        })?;
         produce_orders(&kafka.bootstrap(), "orders", 1, 1000..2000, "none")?;
         let everlog = Everlog::start(case, &kafka.bootstrap(), &archive, &archiving("1s"))?;
         archive.wait_archived("orders", &BTreeMap::from([(0, 2000)]), PATIENCE)?;
@@ -260,13 +391,19 @@ fn a_log_truncated_and_grown_again_while_the_archiver_was_away_freezes_its_parti
         kafka.kill(leader)?;
         kafka.restart(follower)?;
         case.note("waiting for a leader that lacks half of the log");
-        admin.wait_leaders("orders", 1)?;
-        wait_until("the unclean election", PATIENCE, || {
-            Ok(leader_and_follower(&kafka.bootstrap()).is_ok_and(|now| now.0 == follower))
-        })?;
+        wait_placed(&kafka, "the unclean election", |now| now.leader == follower)?;
         produce_orders(&kafka.bootstrap(), "orders", 1, 500_000..503_000, "none")?;
-        let (_, end) = admin.watermarks("orders", 0)?;
-        ensure!(end == 4000, "the log was not truncated: it ends at {end}");
+        // A client that knew the old leader may get no answer at first.
+        let mut end = None;
+        wait_until("the log's end", PATIENCE, || {
+            end = kafka.admin()?.watermarks("orders", 0).ok();
+            Ok(end.is_some())
+        })?;
+        let end = end.map(|(_, end)| end);
+        ensure!(
+            end == Some(4000),
+            "1000 records and 3000 new ones, not an end at {end:?}"
+        );
         let everlog = Everlog::start(case, &kafka.bootstrap(), &archive, &archiving("1s"))?;
         wait_until("the partition to freeze", PATIENCE, || {
             Ok(everlog.metric("everlog_archiver_frozen_partitions")? > 0.5)

@@ -9,7 +9,7 @@
 use std::ffi::{CStr, CString, c_char, c_int, c_void};
 use std::ptr::{self, NonNull};
 use std::sync::Mutex;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use everlog_format::{RecordRef, TimestampType};
 use rdkafka::types::RDKafkaErrorCode;
@@ -19,7 +19,10 @@ use super::bytes;
 use super::headers::{KnownLayout, with_headers};
 use super::list::{List, names_of};
 use crate::ArchiverError;
+use crate::clock::now;
+use crate::trouble::{LineLimit, Trouble};
 
+const NO_PANIC: &str = "nobody panics with the lock held";
 /// Offset of a list element for which none is given.
 const NO_OFFSET: i64 = -1001;
 
@@ -55,8 +58,12 @@ pub(crate) enum What<'a> {
     },
 }
 
+/// What the callbacks write to; some of them run on librdkafka's own threads.
+#[derive(Default)]
 struct Shared {
     changes: Mutex<Vec<Change>>,
+    trouble: Mutex<Trouble>,
+    lines: Mutex<LineLimit>,
 }
 
 /// One member of the consumer group.
@@ -79,9 +86,7 @@ impl Consumer {
         batch_max: usize,
     ) -> Result<Consumer, ArchiverError> {
         let layout = KnownLayout::check()?;
-        let shared = Box::new(Shared {
-            changes: Mutex::new(Vec::new()),
-        });
+        let shared = Box::<Shared>::default();
         // SAFETY: `rd_kafka_new` takes over the configuration if it succeeds; on every other path it is freed here.
         // The opaque pointer stays valid because the box lives as long as the client (see `drop`).
         unsafe {
@@ -257,6 +262,28 @@ impl Consumer {
             )
         };
         (check(code).is_ok() && low >= 0 && high >= 0).then_some((low, high))
+    }
+
+    /// The cluster is about to be asked something, by whatever client.
+    pub(crate) fn asking(&self, now: Instant) {
+        let mut trouble = self.shared.trouble.lock().expect(NO_PANIC);
+        trouble.asking(now);
+    }
+
+    /// It has answered: says so in the log, if this ends an outage.
+    pub(crate) fn answered(&self, now: Instant) {
+        let over = self.shared.trouble.lock().expect(NO_PANIC).answered(now);
+        let Some(over) = over else { return };
+        let (lasted, held_back) = (over.lasted, over.held_back);
+        if over.was_away {
+            tracing::info!(?lasted, held_back, "the cluster is back");
+        } else {
+            tracing::info!(
+                ?lasted,
+                held_back,
+                "the connections to the cluster are well again"
+            );
+        }
     }
 
     /// Why the client can't go on at all; `None` while it can.
@@ -458,17 +485,33 @@ unsafe extern "C" fn on_rebalance(
 }
 
 unsafe extern "C" fn on_log(
-    _: *const rd_kafka_t,
+    client: *const rd_kafka_t,
     level: c_int,
     facility: *const c_char,
     text: *const c_char,
 ) {
     // SAFETY: librdkafka passes NUL-terminated strings that live during the call.
     let (facility, text) = unsafe { (super::owned_text(facility), super::owned_text(text)) };
-    match level {
-        ..=3 => tracing::warn!(facility, text, "librdkafka reports an error"),
-        4 => tracing::info!(facility, text, "librdkafka warns"),
-        _ => tracing::debug!(facility, text, "librdkafka says"),
+    // What fails with this level is reported to `on_error` too.
+    let is_told_there = level <= 3 && facility == "FAIL";
+    if 4 < level || is_told_there {
+        return tracing::debug!(facility, text, "librdkafka says");
+    }
+    // SAFETY: the client is null or live, the opaque pointer null or that of `new`, whose box outlives the client.
+    let shared = unsafe {
+        let opaque = (!client.is_null()).then(|| rd_kafka_opaque(client));
+        opaque.and_then(|opaque| opaque.cast::<Shared>().as_ref())
+    };
+    let told = shared.map_or(Some(0), |shared| {
+        let mut lines = shared.lines.lock().expect(NO_PANIC);
+        lines.told(&facility, now())
+    });
+    match told {
+        None => tracing::debug!(facility, text, "librdkafka says"),
+        Some(held_back) if level <= 3 => {
+            tracing::warn!(facility, text, held_back, "librdkafka reports an error");
+        }
+        Some(held_back) => tracing::info!(facility, text, held_back, "librdkafka warns"),
     }
 }
 
@@ -476,13 +519,23 @@ unsafe extern "C" fn on_error(
     _: *mut rd_kafka_t,
     code: c_int,
     reason: *const c_char,
-    _: *mut c_void,
+    opaque: *mut c_void,
 ) {
-    // SAFETY: librdkafka passes a NUL-terminated string that lives during the call.
-    let reason = unsafe { super::owned_text(reason) };
-    tracing::info!(
-        code,
-        reason,
-        "the connection to the cluster is in trouble, librdkafka retries"
-    );
+    // SAFETY: librdkafka passes a NUL-terminated string that lives during the call, and the opaque pointer set in `new`,
+    // whose box outlives the client.
+    let (reason, shared) = unsafe { (super::owned_text(reason), &*opaque.cast::<Shared>()) };
+    let told = shared.trouble.lock().expect(NO_PANIC).reported(code, now());
+    match told {
+        Some(held_back) => tracing::warn!(
+            code,
+            reason,
+            held_back,
+            "the connection to the cluster is in trouble, librdkafka retries"
+        ),
+        None => tracing::debug!(
+            code,
+            reason,
+            "the connection to the cluster is still in trouble"
+        ),
+    }
 }

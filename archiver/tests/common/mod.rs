@@ -3,8 +3,9 @@
 #![allow(dead_code, reason = "each test binary uses a part")]
 
 use std::collections::BTreeMap;
+use std::io::{self, Write};
 use std::path::Path;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use everlog_archiver::{Archiver, ArchiverConfig, ArchiverError};
@@ -16,12 +17,41 @@ use everlog_store::{MemoryStore, Store};
 use prometheus::Registry;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
+use tracing::level_filters::LevelFilter;
+use tracing_subscriber::Layer;
+use tracing_subscriber::layer::SubscriberExt;
+use tracing_subscriber::util::SubscriberInitExt;
 
 /// An archiver that runs.
 pub(crate) struct Running {
     pub(crate) registry: Registry,
     shutdown: CancellationToken,
     task: JoinHandle<Result<(), ArchiverError>>,
+}
+
+/// The log of all tests of this process.
+static LOG: Mutex<Vec<u8>> = Mutex::new(Vec::new());
+
+struct Kept;
+
+impl Write for Kept {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        LOG.lock().unwrap().extend_from_slice(bytes);
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+/// The log's lines (of level INFO and above) about a topic, which only one test of the process may use.
+pub(crate) fn log_of(topic: &str) -> String {
+    let bytes = LOG.lock().unwrap().clone();
+    let named = format!("topic=\"{topic}\"");
+    let lines = String::from_utf8_lossy(&bytes).into_owned();
+    let lines = lines.lines().filter(|line| line.contains(&named));
+    lines.fold(String::new(), |all, line| all + line + "\n")
 }
 
 /// Small segments, cut often.
@@ -40,11 +70,17 @@ pub(crate) fn config(bootstrap: &str, topics: &[&str], spool: &Path) -> Archiver
 }
 
 pub(crate) fn start(config: ArchiverConfig, archive: &Arc<Archive>) -> Running {
-    let filter = tracing_subscriber::EnvFilter::from_default_env();
-    // An error says that another test of this process has done it.
-    let _ = tracing_subscriber::fmt()
-        .with_env_filter(filter)
+    let shown = tracing_subscriber::fmt::layer()
         .with_test_writer()
+        .with_filter(tracing_subscriber::EnvFilter::from_default_env());
+    let kept = tracing_subscriber::fmt::layer()
+        .with_ansi(false)
+        .with_writer(|| Kept)
+        .with_filter(LevelFilter::INFO);
+    // An error says that another test of this process has done it.
+    let _ = tracing_subscriber::registry()
+        .with(shown)
+        .with(kept)
         .try_init();
     let registry = Registry::new();
     let archiver = Archiver::new(config, Arc::clone(archive), &registry).unwrap();
@@ -58,6 +94,11 @@ pub(crate) fn start(config: ArchiverConfig, archive: &Arc<Archive>) -> Running {
 }
 
 impl Running {
+    /// Tells it to stop, without waiting.
+    pub(crate) fn shutdown(&self) {
+        self.shutdown.cancel();
+    }
+
     pub(crate) async fn stop(self) {
         self.shutdown.cancel();
         self.task.await.unwrap().unwrap();

@@ -15,7 +15,7 @@ use std::sync::{Arc, OnceLock};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context as _, Result, bail};
-use everlog_archiver::{Archiver, ArchiverConfig, Cluster};
+use everlog_archiver::{Archiver, ArchiverConfig, Cluster, TopicNow};
 use everlog_format::{Incarnation, Partition, PartitionKey, TopicSelection};
 use everlog_index::{Archive, Freshness, Snapshot};
 use everlog_proxy::{OnHole, Proxy, ProxyConfig};
@@ -244,10 +244,10 @@ async fn start_proxy(
 async fn watch(servers: String, shared: Arc<Shared>) -> Result<()> {
     let cluster = Cluster::new(&[("bootstrap.servers".to_owned(), servers)])?;
     let cluster_id = cluster.cluster_id().await?;
-    let ids = cluster.topic_ids(&[TOPIC.to_owned()]).await?;
-    let topic_id = *ids
-        .get(TOPIC)
-        .context("the stand-in cluster gives the topic no id")?;
+    let topics = cluster.topics_now(&[TOPIC.to_owned()]).await?;
+    let Some(TopicNow::Is(topic_id)) = topics.get(TOPIC).copied() else {
+        bail!("the stand-in cluster gives the topic no id");
+    };
     let incarnation = Incarnation {
         cluster: cluster_id,
         topic_id,

@@ -1,19 +1,23 @@
 //! `everlog inspect`: what an archive holds, and how far it is behind the cluster.
 
+#[cfg(test)]
+mod tests;
+
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use anyhow::{Context as _, Result};
+use everlog_archiver::TopicNow;
 use everlog_format::{Partition, PartitionKey, TopicSelection};
 use everlog_index::{Archive, Freshness, Snapshot, TopicInfo};
 use futures::{StreamExt, TryStreamExt};
 use serde::Serialize;
 
-use crate::cluster::{self, ClusterView};
+use crate::cluster::{self, ClusterView, Watermarks};
 use crate::config::ToolConfig;
 use crate::open::open_to_read;
-use crate::table::{Table, grouped, short_bytes};
-use crate::terminal::print;
+use crate::table::{Table, counted, grouped, short_bytes};
+use crate::terminal::{print, print_error};
 
 /// Partitions asked for at a time.
 const PARALLEL: usize = 16;
@@ -48,37 +52,129 @@ pub(crate) struct Row {
     /// The number of the newest commit; null before the first.
     commit: Option<u64>,
     max_timestamp_ms: Option<i64>,
+    /// Whether the cluster has this life of the topic now: false once it was deleted, also if another of the same name was made
+    /// since. Null if the cluster was not asked, is another one, or did not say.
+    live: Option<bool>,
     /// The first offset that the cluster still has; null if it was not asked or has this life of the topic no more.
     live_start: Option<i64>,
     high_watermark: Option<i64>,
     /// Records (more precisely offsets) that the cluster has and the archive has not yet.
     lag: Option<i64>,
+    /// Offsets, as [start, end), that the cluster has let go of and no commit covers: lost, unless an archiver that is running
+    /// holds them and has not committed them yet. Once an archiver has given them up they are a hole. Null if there are none.
+    lost_range: Option<[i64; 2]>,
+}
+
+/// What came of it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Shown {
+    All,
+    /// Something that was asked for is not there, or could not be learnt: standard error says what.
+    Part,
 }
 
 /// Prints the archive's partitions.
-pub(crate) async fn inspect(config: ToolConfig, json: bool) -> Result<()> {
+pub(crate) async fn inspect(config: ToolConfig, json: bool) -> Result<Shown> {
     let archive = open_to_read(&config.archive).await?;
     let mut rows = rows(&archive, config.topics.as_ref()).await?;
-    let mut cluster_error = None;
-    if let Some(servers) = config.bootstrap_servers {
-        let wanted: BTreeSet<(String, i32)> = rows
-            .iter()
-            .map(|row| (row.topic.clone(), row.partition))
-            .collect();
-        match cluster::view(&servers, &config.properties, &wanted).await {
-            Ok(view) => rows.iter_mut().for_each(|row| row.compare_with(&view)),
+    let mut troubles = Vec::new();
+    let mut view = None;
+    if let Some(servers) = &config.bootstrap_servers {
+        match compare(&mut rows, servers, &config).await {
+            Ok((seen, untold)) => {
+                view = Some(seen);
+                troubles.extend(untold);
+            }
             // What the archive holds is worth seeing all the same; the exit status tells.
-            Err(err) => cluster_error = Some(err),
+            Err(err) => troubles.push(format!(
+                "the cluster could not be asked, so lag and lost ranges are not known: {err:#}"
+            )),
         }
     }
-    print(&if json {
+    if let Some(topics) = &config.topics {
+        let names = rows.iter().map(|row| row.topic.as_str());
+        let told = topics.unmatched(names).into_iter();
+        troubles.extend(told.map(|word| not_there(word, topics, view.as_ref())));
+    }
+    let text = if json {
         serde_json::to_string_pretty(&rows)?
     } else {
-        table(&rows, config.topics.as_ref())
-    })?;
-    cluster_error.map_or(Ok(()), |err| {
-        Err(err.context("the archive's lag is unknown"))
-    })
+        table(&rows, config.topics.is_some())
+    };
+    if !text.is_empty() {
+        print(&text)?;
+    }
+    for trouble in &troubles {
+        print_error(trouble);
+    }
+    match troubles.is_empty() {
+        true => Ok(Shown::All),
+        false => Ok(Shown::Part),
+    }
+}
+
+/// What is said of a name or regex for which there is nothing to show.
+fn not_there(word: &str, topics: &TopicSelection, view: Option<&ClusterView>) -> String {
+    if !topics.is_plain_name(word) {
+        return format!("no topic of the archive matches {word}");
+    }
+    match view {
+        Some(view) if view.has(word) => {
+            format!(
+                "the archive does not have the topic {word}; the cluster has it: nobody has archived it yet"
+            )
+        }
+        Some(view) if view.topics.get(word) == Some(&TopicNow::Absent) => {
+            format!("neither the archive nor the cluster has a topic {word}")
+        }
+        _ => format!("the archive has no topic {word}"),
+    }
+}
+
+/// Holds the rows against the cluster. Tells what the cluster did not say.
+async fn compare(
+    rows: &mut [Row],
+    servers: &str,
+    config: &ToolConfig,
+) -> Result<(ClusterView, Vec<String>)> {
+    let mut topics: BTreeSet<String> = rows.iter().map(|row| row.topic.clone()).collect();
+    let named = config.topics.iter().flat_map(TopicSelection::plain_names);
+    topics.extend(named.map(|name| name.as_str().to_owned()));
+    let asked = cluster::ask(servers, &config.properties, topics).await?;
+    for row in rows.iter_mut() {
+        row.live = asked.view.is_live(&row.cluster, &row.topic, &row.topic_id);
+    }
+    let live = rows.iter().filter(|row| row.live == Some(true));
+    let partitions = live.map(|row| (row.topic.clone(), row.partition)).collect();
+    let ends = asked.ends(partitions).await;
+    let mut untold = Vec::new();
+    for ((topic, partition), ends) in &ends {
+        match ends {
+            Ok(ends) => rows
+                .iter_mut()
+                .filter(|row| {
+                    row.live == Some(true) && row.topic == *topic && row.partition == *partition
+                })
+                .for_each(|row| row.compare_with(*ends)),
+            Err(err) => untold.push(format!("{topic}/{partition}: {err:#}")),
+        }
+    }
+    if let Some(first) = untold.first() {
+        let count = u64::try_from(untold.len()).unwrap_or(u64::MAX);
+        let partitions = counted(count, "partition", "partitions");
+        untold = vec![format!(
+            "of {partitions} the cluster did not tell what it holds; the first is {first}"
+        )];
+    }
+    let cluster = asked.view.cluster.as_str();
+    let is_of_another = !rows.iter().any(|row| row.cluster == cluster);
+    if let (Some(row), true) = (rows.first(), is_of_another) {
+        untold.push(format!(
+            "{servers} is the cluster {cluster}, and what is shown was archived from {}: there is nothing to compare",
+            row.cluster
+        ));
+    }
+    Ok((asked.view, untold))
 }
 
 async fn rows(archive: &Arc<Archive>, topics: Option<&TopicSelection>) -> Result<Vec<Row>> {
@@ -145,9 +241,11 @@ fn row(
         hole_ranges,
         commit: snapshot.map(Snapshot::number),
         max_timestamp_ms: snapshot.and_then(Snapshot::max_timestamp_ms),
+        live: None,
         live_start: None,
         high_watermark: None,
         lag: None,
+        lost_range: None,
     }
 }
 
@@ -167,37 +265,35 @@ async fn hole_ranges(snapshot: &Snapshot) -> Result<Vec<[i64; 2]>> {
 }
 
 impl Row {
-    /// Only the life of the topic that the cluster has today can be behind it.
-    fn compare_with(&mut self, view: &ClusterView) {
-        let is_todays = view
-            .topic_ids
-            .get(&self.topic)
-            .is_some_and(|id| id.to_string() == self.topic_id);
-        if view.cluster.as_str() != self.cluster || !is_todays {
-            return;
-        }
-        if let Some(watermarks) = view.watermarks.get(&(self.topic.clone(), self.partition)) {
-            self.live_start = Some(watermarks.live_start);
-            self.high_watermark = Some(watermarks.high_watermark);
-            let archived_end = self.end.unwrap_or(watermarks.live_start);
-            self.lag = Some(
-                watermarks
-                    .high_watermark
-                    .saturating_sub(archived_end)
-                    .max(0),
-            );
+    /// Of the life of the topic that the cluster has now: no other can be behind it.
+    fn compare_with(&mut self, ends: Watermarks) {
+        self.live_start = Some(ends.live_start);
+        self.high_watermark = Some(ends.high_watermark);
+        // Before the first commit: an archiver begins where the log does.
+        let archived_end = self.end.unwrap_or(ends.live_start);
+        let still_there = archived_end.max(ends.live_start);
+        self.lag = Some(ends.high_watermark.saturating_sub(still_there).max(0));
+        self.lost_range =
+            (archived_end < ends.live_start).then_some([archived_end, ends.live_start]);
+    }
+
+    fn life(&self) -> &'static str {
+        match self.live {
+            Some(true) => "present",
+            Some(false) => "gone",
+            None => "?",
         }
     }
 }
 
-fn table(rows: &[Row], topics: Option<&TopicSelection>) -> String {
-    if rows.is_empty() {
-        return match topics {
-            Some(topics) => format!("no topic of the archive matches {topics}\n"),
-            None => "the archive holds no topic yet\n".to_owned(),
-        };
+/// `named`: the operator has named topics, and is told apart of those that are not there.
+fn table(rows: &[Row], named: bool) -> String {
+    match (rows.is_empty(), named) {
+        (true, true) => return String::new(),
+        (true, false) => return "the archive holds no topic yet\n".to_owned(),
+        (false, _) => {}
     }
-    let asked = rows.iter().any(|row| row.lag.is_some());
+    let asked = rows.iter().any(|row| row.live.is_some());
     let mut columns = vec![
         "topic",
         "topic id",
@@ -210,7 +306,7 @@ fn table(rows: &[Row], topics: Option<&TopicSelection>) -> String {
     ];
     columns.extend([">raw", ">holes", ">commit"]);
     if asked {
-        columns.extend([">live start", ">lag"]);
+        columns.extend(["life", ">live start", ">lag"]);
     }
     let mut table = Table::new(&columns);
     let or_dash = |number: Option<i64>| number.map_or("-".to_owned(), |number| number.to_string());
@@ -234,7 +330,11 @@ fn table(rows: &[Row], topics: Option<&TopicSelection>) -> String {
                 .map_or("-".to_owned(), |number| number.to_string()),
         ]);
         if asked {
-            cells.extend([or_dash(row.live_start), or_dash(row.lag)]);
+            cells.extend([
+                row.life().to_owned(),
+                or_dash(row.live_start),
+                or_dash(row.lag),
+            ]);
         }
         table.row(cells);
     }
@@ -258,6 +358,7 @@ fn table(rows: &[Row], topics: Option<&TopicSelection>) -> String {
     if asked {
         total.extend([
             String::new(),
+            String::new(),
             rows.iter()
                 .filter_map(|row| row.lag)
                 .sum::<i64>()
@@ -265,139 +366,45 @@ fn table(rows: &[Row], topics: Option<&TopicSelection>) -> String {
         ]);
     }
     table.row(total);
-    let holes = rows
-        .iter()
-        .flat_map(|row| row.hole_ranges.iter().map(move |range| (row, range)));
-    let holes = holes.map(|(row, [start, end])| {
-        format!("hole: {}/{} [{start}, {end})\n", row.topic, row.partition)
-    });
-    let waiting = rows.iter().filter(|row| row.commit.is_none()).count();
-    let waiting = match waiting {
-        0 => String::new(),
-        count => format!(
-            "{count} of {} partitions wait for their first commit\n",
-            rows.len()
-        ),
-    };
-    table.render() + &holes.collect::<String>() + &waiting
+    table.render() + &notes(rows)
 }
 
-#[cfg(test)]
-mod tests {
-    use std::collections::BTreeMap;
-
-    use everlog_format::{ClusterId, TopicId};
-
-    use super::*;
-    use crate::cluster::Watermarks;
-
-    const TODAY: &str = "4L6g3nShT-eMCtK--X86sw";
-    const BEFORE: &str = "AAAAAAAAAAAAAAAAAAAAAQ";
-
-    fn row(topic_id: &str, end: Option<i64>) -> Row {
-        Row {
-            cluster: "c".to_owned(),
-            topic: "orders".to_owned(),
-            topic_id: topic_id.to_owned(),
-            partition: 0,
-            start: end.map(|_| 5),
-            end,
-            records: 90,
-            segments: 2,
-            bytes: 1 << 20,
-            raw_bytes: 3 << 20,
-            holes: 1,
-            hole_ranges: vec![[7, 17]],
-            commit: end.map(|_| 3),
-            max_timestamp_ms: Some(1),
-            live_start: None,
-            high_watermark: None,
-            lag: None,
+/// What is below the table: a line for each hole and each lost range, and what a column does not explain.
+fn notes(rows: &[Row]) -> String {
+    let mut text = String::new();
+    for row in rows {
+        for [start, end] in &row.hole_ranges {
+            text.push_str(&format!(
+                "hole: {}/{} [{start}, {end})\n",
+                row.topic, row.partition
+            ));
         }
     }
-
-    fn view(high_watermark: i64) -> ClusterView {
-        ClusterView {
-            cluster: ClusterId::new("c").expect("a name"),
-            topic_ids: BTreeMap::from([("orders".to_owned(), TopicId::new(TODAY).expect("an id"))]),
-            watermarks: BTreeMap::from([(
-                ("orders".to_owned(), 0),
-                Watermarks {
-                    live_start: 50,
-                    high_watermark,
-                },
-            )]),
+    for row in rows {
+        if let Some([start, end]) = row.lost_range {
+            text.push_str(&format!(
+                "lost: {}/{} [{start}, {end}): the cluster has let go of it and no commit covers it (unless a running archiver still \
+                 holds it)\n",
+                row.topic, row.partition
+            ));
         }
     }
-
-    #[test]
-    fn only_todays_life_of_a_topic_has_a_lag() {
-        let (mut today, mut before, mut empty) = (
-            row(TODAY, Some(100)),
-            row(BEFORE, Some(100)),
-            row(TODAY, None),
-        );
-        [&mut today, &mut before, &mut empty]
-            .into_iter()
-            .for_each(|row| row.compare_with(&view(130)));
-        assert_eq!((today.lag, today.live_start), (Some(30), Some(50)));
-        assert_eq!(before.lag, None);
-        assert_eq!(empty.lag, Some(80), "all that the cluster still has");
-        let mut other = row(TODAY, Some(100));
-        other.cluster = "other".to_owned();
-        other.compare_with(&view(130));
-        assert_eq!(other.lag, None);
+    let gone = rows.iter().filter(|row| row.live == Some(false));
+    let gone: BTreeSet<(&str, &str)> = gone
+        .map(|row| (row.topic.as_str(), row.topic_id.as_str()))
+        .collect();
+    for (topic, topic_id) in gone {
+        text.push_str(&format!(
+            "gone: {topic} {topic_id} was deleted from the cluster: its records are in the archive only\n"
+        ));
     }
-
-    /// It used to be left out, and "the archive holds no topic yet" was said of an archiver at work.
-    #[test]
-    fn a_partition_before_its_first_commit_is_shown() {
-        let text = table(&[row(TODAY, Some(100)), row(TODAY, None)], None);
-        assert!(
-            text.ends_with("\n1 of 2 partitions wait for their first commit\n"),
-            "{text}"
-        );
-        assert_eq!(
-            text.lines()
-                .filter(|line| line.starts_with("orders"))
-                .count(),
-            2
-        );
-        assert!(!table(&[row(TODAY, Some(100))], None).contains("wait"));
+    let waiting = rows.iter().filter(|row| row.commit.is_none()).count();
+    if waiting > 0 {
+        let verb = if waiting == 1 { "waits" } else { "wait" };
+        text.push_str(&format!(
+            "{waiting} of {} {verb} for the first commit\n",
+            counted(rows.len() as u64, "partition", "partitions")
+        ));
     }
-
-    #[test]
-    fn the_table_has_sums_and_names_the_holes() {
-        let mut one = row(TODAY, Some(100));
-        one.compare_with(&view(130));
-        let text = table(&[one, row(BEFORE, Some(9))], None);
-        assert!(text.contains("hole: orders/0 [7, 17)"), "{text}");
-        assert!(
-            text.lines().any(|line| line.starts_with("total")
-                && line.contains("180")
-                && line.ends_with(" 30")),
-            "{text}"
-        );
-    }
-
-    #[test]
-    fn scripts_find_the_promised_names() {
-        let json = serde_json::to_value([row(TODAY, Some(100))]).expect("it serializes");
-        for name in [
-            "topic",
-            "topic_id",
-            "partition",
-            "start",
-            "end",
-            "records",
-            "segments",
-            "bytes",
-            "raw_bytes",
-            "holes",
-        ] {
-            assert!(json[0].get(name).is_some(), "{name}");
-        }
-        assert_eq!(json[0]["end"], 100);
-        assert_eq!(json[0]["holes"], 1);
-    }
+    text
 }

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use anyhow::{Context as _, Result, bail};
 use everlog_archiver::{Archiver, ArchiverConfig};
 use everlog_index::Archive;
-use everlog_proxy::{OnHole, Proxy, ProxyConfig};
+use everlog_proxy::{OnHole, Proxy, ProxyConfig, ReachError, reach};
 use prometheus::Registry;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
@@ -86,6 +86,10 @@ async fn start(config: &ServiceConfig, registry: &Registry, health: &Health) -> 
     health.set(ARCHIVE, State::Ready);
     info!(archive = archive.store().url(), topics = %config.topics, "the archive is open");
 
+    if !config.roles.proxy {
+        // A proxy asks the same at its start.
+        look_for_brokers(config).await?;
+    }
     let archiver = match config.roles.archiver {
         true => Some(archiver(config, &data_dir, &archive, registry)?),
         false => None,
@@ -104,6 +108,28 @@ async fn start(config: &ServiceConfig, registry: &Registry, health: &Health) -> 
         services: Services { archiver, proxy },
         data_dir,
     })
+}
+
+/// The archiver waits for a cluster that is away, and says so. What it cannot say is why nobody answers, or that no waiting
+/// will help: its Kafka library keeps that to itself.
+async fn look_for_brokers(config: &ServiceConfig) -> Result<()> {
+    let servers = &config.bootstrap_servers;
+    let protocol = config
+        .properties
+        .get("security.protocol")
+        .map(String::as_str);
+    match reach(servers, protocol).await {
+        Ok(()) => Ok(()),
+        Err(ReachError::Unanswered(unanswered)) if !unanswered.is_controllers_only() => {
+            let error: &dyn std::error::Error = &unanswered;
+            warn!(
+                error,
+                "no bootstrap server answers, the archiver goes on asking"
+            );
+            Ok(())
+        }
+        Err(err) => Err(err).context("the archiver cannot start"),
+    }
 }
 
 fn archiver(
@@ -153,6 +179,20 @@ async fn proxy(
     Ok(proxy)
 }
 
+/// Runs the archiver, and says that it is ready once it has reached the cluster.
+async fn archive(archiver: Archiver, shutdown: CancellationToken, health: &Health) -> Result<()> {
+    let mut is_up = archiver.is_up();
+    let mut run = std::pin::pin!(archiver.run(shutdown));
+    tokio::select! {
+        // An archiver that has failed must not be called ready.
+        biased;
+        ended = &mut run => return ended.map_err(Into::into),
+        Ok(_) = is_up.wait_for(|is_up| *is_up) => {}
+    }
+    health.set(ARCHIVER, State::Ready);
+    run.await.map_err(Into::into)
+}
+
 /// Runs the services. One that ends by itself takes the others with it: half a sidecar helps nobody, and whoever
 /// supervises the process starts it anew.
 async fn watch(
@@ -162,9 +202,10 @@ async fn watch(
 ) -> Result<ExitCode> {
     let mut running: JoinSet<(&'static str, Result<()>)> = JoinSet::new();
     if let Some(archiver) = services.archiver {
-        let shutdown = shutdown.clone();
-        running.spawn(async move { (ARCHIVER, archiver.run(shutdown).await.map_err(Into::into)) });
-        health.set(ARCHIVER, State::Ready);
+        let (shutdown, health) = (shutdown.clone(), health.clone());
+        let waiting = "waiting for the cluster, which has not answered yet";
+        health.set(ARCHIVER, State::NotReady(waiting.to_owned()));
+        running.spawn(async move { (ARCHIVER, archive(archiver, shutdown, &health).await) });
     }
     if let Some(proxy) = services.proxy {
         let shutdown = shutdown.clone();

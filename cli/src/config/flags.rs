@@ -67,7 +67,9 @@ impl<C: Uses> clap::Args for SettingFlags<C> {
         let ours = SETTINGS
             .iter()
             .filter(|setting| setting.has_flag() && setting.is_used_by(C::COMMAND));
-        command.args(ours.map(flag)).arg(config)
+        command
+            .args(ours.map(|setting| flag(setting, C::COMMAND)))
+            .arg(config)
     }
 
     fn augment_args_for_update(command: clap::Command) -> clap::Command {
@@ -108,12 +110,13 @@ impl<C: Uses> clap::FromArgMatches for SettingFlags<C> {
 }
 
 /// Values stay text here: they are judged later, together with those of file and environment.
-fn flag(setting: &'static Setting) -> Arg {
-    let default = match (setting.default, setting.absent) {
+fn flag(setting: &'static Setting, command: CommandName) -> Arg {
+    let meaning = setting.meaning(command);
+    let default = match (setting.default, meaning.absent) {
         (Some(default), _) => format!("[default: {default}]"),
         (None, absent) => format!("[default: {absent}]"),
     };
-    let first_sentence = setting
+    let first_sentence = meaning
         .manual
         .split_inclusive(". ")
         .next()
@@ -124,7 +127,7 @@ fn flag(setting: &'static Setting) -> Arg {
         .long(setting.flag())
         .value_name(setting.value_name)
         .help(format!("{} {tail}", first_sentence.trim_end_matches('.')))
-        .long_help(format!("{}\n\n{tail}", setting.manual));
+        .long_help(format!("{}\n\n{tail}", meaning.manual));
     match setting.shape {
         Shape::List => arg.action(ArgAction::Append),
         Shape::Switch => arg

@@ -104,6 +104,50 @@ pub(crate) fn check(
     properties
 }
 
+/// Who signs in (by SASL) has to say how, and as whom. Without a mechanism librdkafka takes Kerberos (GSSAPI), which is not built
+/// in, and tells of a library that is missing. A proxy alone does without: so these count as missing, not as mistakes.
+pub(crate) fn check_sign_in(written: &BTreeMap<String, Raw>, problems: &mut Vec<Problem>) {
+    let value = |name: &str| written.get(name).map(|raw| raw.texts.concat());
+    let Some(protocol) = written.get("security.protocol") else {
+        return;
+    };
+    let name = protocol.texts.concat().to_ascii_uppercase();
+    if !name.starts_with("SASL_") {
+        return;
+    }
+    let file = "in [kafka.properties]";
+    let Some(mechanism) = value("sasl.mechanism").or_else(|| value("sasl.mechanisms")) else {
+        let message = format!(
+            "`security.protocol` = {name}, but `sasl.mechanism` is not given: set it {file} to PLAIN, SCRAM-SHA-256, \
+             SCRAM-SHA-512 or OAUTHBEARER, and `sasl.username` and `sasl.password` (or `sasl.password_file`) beside it"
+        );
+        return problems.push(Problem::missing(format!("{}: {message}", protocol.origin)));
+    };
+    let mechanism = mechanism.to_ascii_uppercase();
+    if mechanism == "GSSAPI" {
+        let message = "`sasl.mechanism` = GSSAPI: Kerberos is not built into everlog; use PLAIN, SCRAM-SHA-256, SCRAM-SHA-512 or \
+                       OAUTHBEARER";
+        return problems.push(Problem::new(&protocol.origin, message));
+    }
+    if mechanism != "PLAIN" && !mechanism.starts_with("SCRAM-") {
+        return;
+    }
+    let username = value("sasl.username").is_some_and(|text| !text.is_empty());
+    let password = value("sasl.password").is_some_and(|text| !text.is_empty());
+    let wanted = match (username, password) {
+        (true, true) => return,
+        (false, true) => "`sasl.username` is not given",
+        (true, false) => "`sasl.password` (or `sasl.password_file`) is not given",
+        (false, false) => {
+            "`sasl.username` and `sasl.password` (or `sasl.password_file`) are not given"
+        }
+    };
+    problems.push(Problem::missing(format!(
+        "{}: `sasl.mechanism` = {mechanism}, but {wanted}: set it {file}",
+        protocol.origin
+    )));
+}
+
 fn complaint(name: &str, value: &str) -> Option<String> {
     if let Some((_, why)) = REFUSED_PROPERTIES.iter().find(|(ours, _)| *ours == name) {
         return Some(format!("`{name}` is everlog's own to set: it {why}"));
@@ -132,6 +176,7 @@ fn complaint(name: &str, value: &str) -> Option<String> {
 
 #[cfg(test)]
 mod tests {
+    use super::super::layers::Origin;
     use super::*;
 
     #[test]
@@ -151,6 +196,50 @@ mod tests {
             bad.contains("security.protocol") && bad.contains("TLS"),
             "{bad}"
         );
+    }
+
+    #[track_caller]
+    fn told(properties: &[(&str, &str)]) -> String {
+        let raw = |text: &&str| Raw {
+            texts: vec![(*text).to_owned()],
+            origin: Origin::Flag("everlog.toml:3".to_owned()),
+            in_file: false,
+        };
+        let written = properties
+            .iter()
+            .map(|(name, text)| ((*name).to_owned(), raw(text)))
+            .collect();
+        let mut problems = Vec::new();
+        check_sign_in(&written, &mut problems);
+        assert!(problems.len() <= 1, "{problems:?}");
+        problems.first().map(Problem::to_string).unwrap_or_default()
+    }
+
+    #[test]
+    fn who_signs_in_says_how_and_as_whom() {
+        assert_eq!(told(&[]), "");
+        assert_eq!(told(&[("security.protocol", "ssl")]), "");
+        let sasl = ("security.protocol", "sasl_ssl");
+        for wanted in [
+            "everlog.toml:3",
+            "sasl.mechanism",
+            "sasl.username",
+            "sasl.password_file",
+        ] {
+            assert!(told(&[sasl]).contains(wanted), "{}", told(&[sasl]));
+        }
+        // librdkafka's older name for the same.
+        let plain = ("sasl.mechanisms", "PLAIN");
+        assert!(told(&[sasl, plain]).contains("`sasl.username` and `sasl.password`"));
+        let user = ("sasl.username", "everlog");
+        let half = told(&[sasl, plain, user]);
+        assert!(
+            half.contains("`sasl.password`") && !half.contains("`sasl.username`"),
+            "{half}"
+        );
+        assert_eq!(told(&[sasl, plain, user, ("sasl.password", "x")]), "");
+        assert!(told(&[sasl, ("sasl.mechanism", "GSSAPI")]).contains("Kerberos"));
+        assert_eq!(told(&[sasl, ("sasl.mechanism", "OAUTHBEARER")]), "");
     }
 
     #[test]

@@ -92,7 +92,64 @@ impl Setting {
     pub(crate) fn has_flag(&self) -> bool {
         self.shape != Shape::Secret
     }
+
+    /// What the setting means to `command`. [`Setting::manual`] and [`Setting::absent`] speak of all commands together,
+    /// for the file, which serves all of them.
+    pub(crate) fn meaning(&self, command: CommandName) -> Meaning {
+        let (manual, absent) = match (self.key, command) {
+            ("topics", Archive) => (TOPICS_TO_ARCHIVE, "must be given"),
+            ("topics", Proxy) => (TOPICS_TO_SERVE, "every archived topic"),
+            ("topics", Run) => (self.manual, "must be given"),
+            ("topics", Inspect) => (TOPICS_TO_SHOW, "every topic of the archive"),
+            ("topics", Verify) => (TOPICS_TO_CHECK, "every topic of the archive"),
+            ("bootstrap_servers", Run | Archive | Proxy) => (CLUSTER_TO_SERVE, self.absent),
+            ("bootstrap_servers", Inspect) => (CLUSTER_TO_COMPARE, "the cluster is not asked"),
+            ("archive", Inspect | Verify) => (ARCHIVE_TO_READ, self.absent),
+            ("memory", Archive | Proxy) => (MEMORY_OF_ONE, self.absent),
+            ("data_dir", Archive) => (DATA_DIR_OF_ARCHIVER, self.absent),
+            ("data_dir", Proxy) => (DATA_DIR_OF_PROXY, self.absent),
+            ("log", Inspect | Verify) => (self.manual, "RUST_LOG, else warn"),
+            ("log", Run | Archive | Proxy) => (self.manual, "RUST_LOG, else info"),
+            _ => (self.manual, self.absent),
+        };
+        Meaning { manual, absent }
+    }
 }
+
+/// What a setting means to one command.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Meaning {
+    /// As [`Setting::manual`].
+    pub(crate) manual: &'static str,
+    /// As [`Setting::absent`].
+    pub(crate) absent: &'static str,
+}
+
+const TOPICS_TO_ARCHIVE: &str = "Which topics to archive. May be repeated; commas part plain names. Only A-Z a-z 0-9 . _ - make \
+     a plain name: anything else is a regex on the whole name. Compacted, internal and Kafka Streams topics need their plain \
+     name.";
+const TOPICS_TO_SERVE: &str = "Which topics to serve from the archive; of all others clients get what the cluster has. May be \
+     repeated; commas part plain names. Only A-Z a-z 0-9 . _ - make a plain name: anything else is a regex on the whole name. \
+     Internal and Kafka Streams topics need their plain name.";
+const TOPICS_TO_SHOW: &str = "Which topics of the archive to show. May be repeated; commas part plain names. Only A-Z a-z 0-9 . _ - \
+     make a plain name: anything else is a regex on the whole name. One that finds nothing is told, and the exit status is 1. \
+     Internal and Kafka Streams topics need their plain name.";
+const TOPICS_TO_CHECK: &str = "Which topics of the archive to check. May be repeated; commas part plain names. Only A-Z a-z 0-9 . _ \
+     - make a plain name: anything else is a regex on the whole name. One that finds nothing could not be checked, which is exit \
+     status 2. Internal and Kafka Streams topics need their plain name.";
+const CLUSTER_TO_SERVE: &str =
+    "Where the Kafka cluster is reached. Several brokers are parted by commas.";
+const CLUSTER_TO_COMPARE: &str = "The Kafka cluster that the archive is held against: how far the archive is behind it, which \
+     topics it no longer has, and what it has let go of. Several brokers are parted by commas.";
+const ARCHIVE_TO_READ: &str = "Where the archive lies: s3://BUCKET/PREFIX, gs://BUCKET/PREFIX, az://CONTAINER/PREFIX or \
+     file:///DIRECTORY. It is only read. Credentials come from the provider's usual chain (profiles, SSO, IRSA, instance roles, \
+     environment), never from the URL.";
+const MEMORY_OF_ONE: &str =
+    "What the process may use, in a unit such as MiB. `everlog config` prints how it is used.";
+const DATA_DIR_OF_ARCHIVER: &str = "Local disk for the spool and the cache of index nodes. Nothing in it is needed: it can be lost \
+     at any time.";
+const DATA_DIR_OF_PROXY: &str = "Local disk for the cache of index nodes and the known brokers. Nothing in it is needed: it can be \
+     lost at any time.";
 
 /// The variable of a key.
 pub(crate) fn env_name(key: &str) -> String {
@@ -121,8 +178,8 @@ pub(crate) const SETTINGS: &[Setting] = &[
         default: None,
         absent: "must be given",
         example: "\"localhost:9092\"",
-        manual: "Where the Kafka cluster is reached. Several brokers are parted by commas. `inspect` uses it to show how far \
-                 the archive is behind.",
+        manual: "Where the Kafka cluster is reached. Several brokers are parted by commas. `inspect` holds the archive against \
+                 it, and does without if it is not given.",
         used_by: CLUSTER,
     },
     Setting {
@@ -142,9 +199,9 @@ pub(crate) const SETTINGS: &[Setting] = &[
         shape: Shape::List,
         value_name: "NAMES|REGEX",
         default: None,
-        absent: "must be given to archive; a proxy then serves every archived topic",
+        absent: "must be given to archive; a proxy then serves every archived topic, and tools look at every one",
         example: "[\"orders\", \"pay.*\"]",
-        manual: "Which topics to archive, and to serve from the archive. May be repeated; commas part plain names. Only A-Z a-z \
+        manual: "Which topics to archive, and to serve from the archive; to tools: which to look at. May be repeated; commas part plain names. Only A-Z a-z \
                  0-9 . _ - make a plain name: anything else is a regex on the whole name. Compacted, internal and \
                  Kafka Streams topics need their plain name.",
         used_by: ALL,
@@ -209,7 +266,8 @@ pub(crate) const SETTINGS: &[Setting] = &[
         default: Some("512MiB"),
         absent: "",
         example: "\"512MiB\"",
-        manual: "What the process may use. It is split by a rule between archiver and proxy; `everlog config` prints the split.",
+        manual: "What the process may use, in a unit such as MiB. It is split by a rule between archiver and proxy; `everlog config` \
+                 prints the split.",
         used_by: SERVICES,
     },
     Setting {
@@ -381,6 +439,11 @@ mod tests {
                 setting.key
             );
             assert!(setting.manual.ends_with('.'), "{}", setting.key);
+            for command in [Run, Archive, Proxy, Inspect, Verify, CommandName::Config] {
+                let meaning = setting.meaning(command);
+                assert!(meaning.manual.ends_with('.'), "{}", setting.key);
+                assert_eq!(setting.absent.is_empty(), meaning.absent.is_empty());
+            }
         }
     }
 }

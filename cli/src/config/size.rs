@@ -48,6 +48,27 @@ pub(crate) fn parse_size(text: &str) -> Result<u64, String> {
         .ok_or_else(|| format!("{text:?} is too large"))
 }
 
+/// What to say of a size that is less than `min_bytes`, after how much it is. Who leaves the unit out mostly means MiB, and the
+/// number that was understood shows it.
+pub(crate) fn too_little(text: &str, min_bytes: u64) -> String {
+    let text = text.trim();
+    let Ok(number) = text.parse::<u64>() else {
+        return String::new();
+    };
+    let meant = number
+        .checked_mul(1 << 20)
+        .filter(|bytes| (min_bytes..1 << 50).contains(bytes));
+    let example = meant.unwrap_or_else(|| min_bytes.max(512 << 20));
+    format!(
+        "; {text} without a unit is read as {text} bytes: write the unit too, as in {}",
+        display_size_in_mib(example)
+    )
+}
+
+fn display_size_in_mib(bytes: u64) -> String {
+    format!("{}MiB", bytes.div_ceil(1 << 20))
+}
+
 /// A duration: one or more of digits and unit (ms, s, m, h, d), as in `90s` or `1h30m`.
 pub(crate) fn parse_duration(text: &str) -> Result<Duration, String> {
     let wrong = || {
@@ -105,6 +126,26 @@ mod tests {
         for bad in ["", "MiB", "12Q", "1.5GiB", "-1", "99999999999TiB", "512M"] {
             assert!(parse_size(bad).is_err(), "{bad:?}");
         }
+    }
+
+    /// `memory = "512"` used to be refused for being too little, without a word on how little it was taken for.
+    #[test]
+    fn who_forgot_the_unit_is_told_what_was_understood() {
+        let told = too_little("512", 256 << 20);
+        assert!(
+            told.contains("512 without a unit is read as 512 bytes") && told.ends_with(" 512MiB"),
+            "{told}"
+        );
+        let told = too_little("12", 256 << 20);
+        assert!(
+            told.contains("read as 12 bytes") && told.ends_with(" 512MiB"),
+            "{told}"
+        );
+        assert_eq!(
+            too_little("128MiB", 256 << 20),
+            "",
+            "it is clear what was meant"
+        );
     }
 
     #[test]

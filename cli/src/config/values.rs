@@ -12,7 +12,7 @@ use everlog_format::TopicSelection;
 
 use super::layers::{Layer, Origin, Raw};
 use super::setting::setting;
-use super::size::{parse_duration, parse_size};
+use super::size::{parse_duration, parse_size, too_little};
 use super::{Problem, Problems, Secret, kafka_properties};
 
 /// How log lines are written.
@@ -107,13 +107,14 @@ impl Values {
             data_dir: p.one("data_dir", |text| not_empty(text).map(PathBuf::from)),
             memory_bytes: p.defaulted("memory", parse_size),
             segment_max_bytes: p.defaulted("segment_max_bytes", |text| {
-                within(
-                    parse_size(text)?,
-                    64 << 10,
-                    4 << 30,
-                    "64KiB",
-                    "4GiB, what a store takes in a single put",
-                )
+                const MIN_BYTES: u64 = 64 << 10;
+                let bytes = parse_size(text)?;
+                let max = "4GiB, what a store takes in a single put";
+                let unit = match bytes {
+                    ..MIN_BYTES => too_little(text, MIN_BYTES),
+                    _ => String::new(),
+                };
+                within(bytes, MIN_BYTES, 4 << 30, "64KiB", max).map_err(|message| message + &unit)
             }),
             segment_max_age: p.defaulted("segment_max_age", |text| {
                 let day = Duration::from_secs(86_400);

@@ -23,6 +23,7 @@ use everlog_index::{Freshness, Snapshot};
 use futures::stream::{self, StreamExt};
 use kafka_protocol::messages::list_offsets_response::ListOffsetsPartitionResponse;
 use kafka_protocol::messages::{ApiKey, ListOffsetsRequest, ListOffsetsResponse, TopicName};
+use tokio::time::Instant;
 
 use crate::connection::Answer;
 use crate::conversation::{Conversation, EARLIEST, Failed};
@@ -30,6 +31,7 @@ use crate::errors::{HistoryError, error_code};
 use crate::history::{Chain, History};
 use crate::replay::TimestampHit;
 use crate::shape;
+use crate::told::Subject;
 use crate::topics::NameAge;
 use crate::upstream::{Frame, Gone};
 use crate::wire::{self, Prefix};
@@ -42,7 +44,7 @@ const MAX_TIMESTAMP: i64 = -3;
 /// A commit that was looked for this long ago is new enough.
 const FRESH: Freshness = Freshness::Within(Duration::from_secs(10));
 
-/// Clients give up after 30 s; version 10 says how long they wait.
+/// For the whole request. Clients give up after 30 s; version 10 says how long they wait.
 const LIMIT_MAX: Duration = Duration::from_secs(20);
 
 /// For the chains of all partitions together.
@@ -58,6 +60,7 @@ pub(crate) async fn answer(
     frame: Bytes,
 ) -> Result<Answer, Failed> {
     let version = prefix.version;
+    let begun = Instant::now();
     let request: ListOffsetsRequest =
         conversation.read(KEY, version, &shape::LIST_OFFSETS_REQUEST, frame.clone())?;
     let reply = conversation.upstream.send(frame).await?;
@@ -70,8 +73,10 @@ pub(crate) async fn answer(
         Ok(limit) if version >= 10 && limit > 0 => Duration::from_millis(limit).min(LIMIT_MAX),
         _ => LIMIT_MAX,
     };
-    let mut found = search_all(&conversation.shared.history, &searches, limit).await;
-    mind_the_gap(conversation, &searches, &mut found, limit).await?;
+    // One deadline for all of it: a limit for each partition would add up to more than any client waits.
+    let until = begun + limit;
+    let mut found = search_all(&conversation.shared.history, &searches, until).await;
+    mind_the_gap(conversation, &searches, &mut found, until).await?;
     for topic in &mut response.topics {
         for partition in &mut topic.partitions {
             let place = (topic.name.clone(), partition.partition_index);
@@ -106,6 +111,13 @@ struct Search {
     /// `None` only beside [`Chain::Unknown`].
     key: Option<PartitionKey>,
     chain: Chain,
+}
+
+fn subject(topic: &TopicName, partition: i32) -> Subject {
+    Subject {
+        topic: topic.to_string(),
+        partition,
+    }
 }
 
 /// One question that the archive can answer too.
@@ -151,7 +163,10 @@ async fn searches(
         let may_have_one = tells && !conversation.topics.lacks_id(&question.topic);
         let chain = match (&key, chain) {
             // Which topic it is was not told, so it is not known either that it has no history.
-            (None, _) if may_have_one => Chain::Unknown(history.failed(HistoryError::NoTopic)),
+            (None, _) if may_have_one => {
+                let subject = subject(&question.topic, question.partition);
+                Chain::Unknown(history.failed(&subject, HistoryError::NoTopic))
+            }
             (_, Chain::None) => continue,
             (_, chain) => chain,
         };
@@ -215,15 +230,15 @@ fn questions(
         .collect()
 }
 
-/// Asks the archive of each partition, some at a time.
-async fn search_all(history: &History, searches: &Searches, limit: Duration) -> Found {
+/// Asks the archive of each partition, some at a time; whose turn comes after `until` gets what is at hand.
+async fn search_all(history: &History, searches: &Searches, until: Instant) -> Found {
     let ask = |(place, search): (&Place, &Search)| {
         let (place, question, chain) = (place.clone(), search.question, search.chain.clone());
         async move {
             let found = match chain {
                 Chain::None => Ok(None),
                 Chain::Unknown(error) => Err(error),
-                Chain::Known(snapshot) => ask_archive(history, &snapshot, question, limit).await,
+                Chain::Known(snapshot) => ask_archive(history, &snapshot, question, until).await,
             };
             (place, found)
         }
@@ -242,7 +257,7 @@ async fn mind_the_gap(
     conversation: &mut Conversation,
     searches: &Searches,
     found: &mut Found,
-    limit: Duration,
+    until: Instant,
 ) -> Result<(), Gone> {
     let is_open = |place: &Place, answer: &Result<Option<TimestampHit>, HistoryError>| {
         let question = searches.get(place).map(|search| search.question);
@@ -263,31 +278,46 @@ async fn mind_the_gap(
         let end = chain.snapshot().and_then(|snapshot| snapshot.covered());
         end.is_some_and(|covered| start <= covered.end().get())
     };
+    let mut behind = Vec::new();
     for place in open {
         let Some(search) = searches.get(&place) else {
             continue;
         };
-        let Some(start) = starts.get(&place).copied() else {
-            found.insert(place, Err(history.failed(HistoryError::NoLiveStart)));
-            continue;
-        };
-        if reaches(&search.chain, start) {
-            continue;
-        }
-        let newest = Freshness::Within(Duration::ZERO);
-        let chain = match &search.key {
-            Some(key) => history.chain(key, newest).await,
-            None => Chain::None,
-        };
-        let answer = match &chain {
-            Chain::Known(snapshot) if reaches(&chain, start) => {
-                ask_archive(history, snapshot, search.question, limit).await
+        match starts.get(&place).copied() {
+            Some(start) if reaches(&search.chain, start) => {}
+            Some(start) => behind.push((place, search, start)),
+            None => {
+                let failed = history.failed(&subject(&place.0, place.1), HistoryError::NoLiveStart);
+                found.insert(place, Err(failed));
             }
-            Chain::Known(_) | Chain::None => Err(history.failed(HistoryError::NotYet)),
-            Chain::Unknown(error) => Err(error.clone()),
-        };
-        found.insert(place, answer);
+        }
     }
+    let keys = behind.iter().map(|(_, search, _)| search.key.clone());
+    let left = until.saturating_duration_since(Instant::now());
+    let newest = Freshness::Within(Duration::ZERO);
+    let chains = history.chains(keys.collect(), newest, left).await;
+    let mut newer = Searches::new();
+    for ((place, search, start), chain) in behind.into_iter().zip(chains) {
+        match chain {
+            Chain::Known(_) if reaches(&chain, start) => {
+                let (question, key) = (search.question, search.key.clone());
+                let search = Search {
+                    question,
+                    key,
+                    chain,
+                };
+                newer.insert(place, search);
+            }
+            Chain::Known(_) | Chain::None => {
+                let failed = history.failed(&subject(&place.0, place.1), HistoryError::NotYet);
+                found.insert(place, Err(failed));
+            }
+            Chain::Unknown(error) => {
+                found.insert(place, Err(error));
+            }
+        }
+    }
+    found.extend(search_all(history, &newer, until).await);
     Ok(())
 }
 
@@ -296,8 +326,9 @@ async fn ask_archive(
     history: &History,
     snapshot: &Arc<Snapshot>,
     question: i64,
-    limit: Duration,
+    until: Instant,
 ) -> Result<Option<TimestampHit>, HistoryError> {
+    let limit = until.saturating_duration_since(Instant::now());
     match question {
         EARLIEST => {
             let Some(covered) = snapshot.covered() else {

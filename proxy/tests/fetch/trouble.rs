@@ -1,8 +1,10 @@
 //! Faults that pass: no client may be reset, held up, or left without one of its partitions because of them.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use everlog_store::faulty::Fault;
+use kafka_protocol::messages::list_offsets_request::{ListOffsetsPartition, ListOffsetsTopic};
 use kafka_protocol::messages::offset_for_leader_epoch_request::{
     OffsetForLeaderPartition, OffsetForLeaderTopic,
 };
@@ -57,6 +59,42 @@ async fn an_archive_that_does_not_answer_holds_up_nobody() {
             .iter()
             .all(|live| live.error_code == 0 && live.records.as_deref() == Some(LIVE))
     );
+}
+
+/// Eight partitions were searched at a time, each with the whole limit: with some dozens of them clients gave up first.
+#[tokio::test]
+async fn a_search_for_many_partitions_ends_when_the_client_wants_it() {
+    let mut bench = Bench::start(TRIMMED).await;
+    let (store, archive) = (&bench.bed.store, &bench.bed.archive);
+    for partition in 1..25 {
+        let (store, archive) = (Arc::clone(store), Arc::clone(archive));
+        let mut bed = support::Bed::in_archive(store, archive, partition).await;
+        bed.segment(0..40, &support::records(0..40, 100)).await;
+    }
+    store.on_operation(|_| Fault::Delayed(Duration::from_secs(60)));
+    let asked = (1..25).map(|partition| {
+        ListOffsetsPartition::default()
+            .with_partition_index(partition)
+            .with_timestamp(1_700_000_000_005)
+    });
+    let topic = ListOffsetsTopic::default()
+        .with_name(StrBytes::from_static_str("orders").into())
+        .with_partitions(asked.collect());
+    let request = ListOffsetsRequest::default()
+        .with_replica_id((-1).into())
+        .with_topics(vec![topic])
+        .with_timeout_ms(1_000);
+    let begun = Instant::now();
+    let response: ListOffsetsResponse = bench.ask(ApiKey::ListOffsets, 10, &request).await;
+    let took = begun.elapsed();
+    let partitions = &response.topics[0].partitions;
+    assert_eq!(partitions.len(), 24);
+    assert!(
+        partitions
+            .iter()
+            .all(|partition| partition.error_code == 56)
+    );
+    assert!(took < Duration::from_secs(2), "{took:?}");
 }
 
 #[tokio::test]

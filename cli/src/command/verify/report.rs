@@ -5,7 +5,7 @@ use std::fmt;
 use everlog_index::{IndexError, Totals};
 use everlog_store::StoreError;
 
-use crate::table::{grouped, short_bytes};
+use crate::table::{counted, grouped, short_bytes};
 
 /// What one check found.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -14,6 +14,8 @@ pub(crate) enum Finding {
     Damage { what: String, why: String },
     /// It could not be looked at, so nothing is known of it.
     Unchecked { what: String, why: String },
+    /// The same, because the store did not answer: it may not for what comes next, either.
+    Unanswered { what: String, why: String },
 }
 
 impl Finding {
@@ -28,6 +30,10 @@ impl Finding {
                 what: format!("{partition}: {what}"),
                 why,
             },
+            Finding::Unanswered { what, why } => Finding::Unanswered {
+                what: format!("{partition}: {what}"),
+                why,
+            },
         }
     }
 }
@@ -36,7 +42,9 @@ impl fmt::Display for Finding {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Finding::Damage { what, why } => write!(f, "damage: {what}: {why}"),
-            Finding::Unchecked { what, why } => write!(f, "not checked: {what}: {why}"),
+            Finding::Unchecked { what, why } | Finding::Unanswered { what, why } => {
+                write!(f, "not checked: {what}: {why}")
+            }
         }
     }
 }
@@ -60,7 +68,11 @@ pub(super) fn store_finding(what: String, err: &StoreError) -> Finding {
             what,
             why: "it is not there".to_owned(),
         },
-        StoreError::Unavailable { .. } | StoreError::Refused { .. } => Finding::Unchecked {
+        StoreError::Refused { .. } => Finding::Unchecked {
+            what,
+            why: all_causes(err),
+        },
+        StoreError::Unavailable { .. } => Finding::Unanswered {
             what,
             why: all_causes(err),
         },
@@ -80,6 +92,12 @@ pub(super) fn index_finding(what: String, err: &IndexError) -> Finding {
         },
     }
 }
+
+/// What a person can do about damage. Nothing here mends: what was damaged is not in this archive any more.
+const REMEDY: &str = "\
+What to do: put each object that is named above back as it was, under the same name: from an earlier version in the bucket (if it
+keeps versions), a replica or a backup; then verify again. Until then clients that come to those records get an error, and nothing
+is skipped. Do not delete anything that is named: a damaged segment can still hold row groups that are whole.";
 
 /// How it ended, as the exit status tells it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -144,20 +162,17 @@ impl Report {
     /// The last lines that the command prints.
     pub(super) fn conclusion(&self) -> String {
         let read = format!(
-            "read {} partitions, {} commits, {} nodes, {} segments, {} records, {}; {} holes; {} replaced while reading\n",
-            grouped(self.partitions),
-            grouped(self.commits),
-            grouped(self.nodes),
-            grouped(self.read.segments),
-            grouped(self.read.records),
+            "read {}, {}, {}, {}, {}, {}; {}; {} replaced while reading\n",
+            counted(self.partitions, "partition", "partitions"),
+            counted(self.commits, "commit", "commits"),
+            counted(self.nodes, "node", "nodes"),
+            counted(self.read.segments, "segment", "segments"),
+            counted(self.read.records, "record", "records"),
             short_bytes(self.read.bytes),
-            grouped(self.read.holes),
+            counted(self.read.holes, "hole", "holes"),
             grouped(self.replaced),
         );
-        let counted = |count: usize, one: &str, many: &str| match count {
-            1 => format!("1 {one}"),
-            count => format!("{count} {many}"),
-        };
+        let counted = |count: usize, one, many| counted(count as u64, one, many);
         let damages = self.damage_count();
         let unchecked = self.findings.len() - damages;
         let found_damages = counted(damages, "damage found", "damages found");
@@ -175,6 +190,36 @@ impl Report {
         if self.gave_up {
             found.push_str("; the store stayed away, so the rest was not looked at");
         }
+        if damages > 0 {
+            found.push('\n');
+            found.push_str(REMEDY);
+        }
         read + &found
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A denied prefix, an object of a newer version: what lies behind can still be looked at.
+    #[test]
+    fn only_a_store_that_does_not_answer_is_a_reason_to_give_up() {
+        let what = || "get a".to_owned();
+        let away = StoreError::Unavailable {
+            what: what(),
+            source: "timed out".into(),
+        };
+        let refused = StoreError::Refused {
+            what: what(),
+            remedy: "grant it".to_owned(),
+            source: "403".into(),
+        };
+        let unanswered = |err: &StoreError| {
+            let finding = store_finding(what(), err).of("orders-0");
+            matches!(finding, Finding::Unanswered { what, .. } if what == "orders-0: get a")
+        };
+        assert!(unanswered(&away));
+        assert!(!unanswered(&refused));
     }
 }

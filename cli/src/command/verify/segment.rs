@@ -4,7 +4,7 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use bytes::Bytes;
-use everlog_format::{Hash, OffsetRange, RowGroupReader, Segment};
+use everlog_format::{Hash, OffsetRange, RowGroupReader, Segment, contain_panic};
 use everlog_index::DataEntry;
 use everlog_store::{Key, Store, StoreError};
 use indicatif::ProgressBar;
@@ -58,9 +58,10 @@ pub(super) async fn check(
         Ok(tail) => tail,
         Err(err) => return unread(store, key, data, &err).await,
     };
-    let segment = match Segment::parse(&tail, data.bytes) {
-        Ok(segment) => Arc::new(segment),
-        Err(err) => return damage(all_causes(&err)),
+    let segment = match contain_panic(|| Segment::parse(&tail, data.bytes)) {
+        Ok(Ok(segment)) => Arc::new(segment),
+        Ok(Err(err)) => return damage(all_causes(&err)),
+        Err(panic) => return damage(panic.to_string()),
     };
     if let Some(why) = wrong_identity(&segment, target, range) {
         return damage(why);
@@ -82,18 +83,19 @@ pub(super) async fn check(
         bar.inc(bytes.len() as u64);
         let segment = Arc::clone(&segment);
         // Hashing and decoding 8 MiB takes tens of milliseconds: too long to hold up a thread that others wait for.
-        state =
-            match tokio::task::spawn_blocking(move || state.take(&segment, piece.row_group, bytes))
-                .await
-            {
-                Ok(state) => state,
-                Err(err) => {
-                    return Some(Finding::Unchecked {
-                        what: key.to_string(),
-                        why: err.to_string(),
-                    });
-                }
-            };
+        let taken = tokio::task::spawn_blocking(move || {
+            contain_panic(|| state.take(&segment, piece.row_group, bytes))
+        });
+        state = match taken.await {
+            Ok(Ok(state)) => state,
+            Ok(Err(panic)) => return damage(panic.to_string()),
+            Err(err) => {
+                return Some(Finding::Unchecked {
+                    what: key.to_string(),
+                    why: err.to_string(),
+                });
+            }
+        };
     }
     bar.inc(tail.len() as u64);
     state.hasher.update(&tail);
@@ -155,7 +157,10 @@ async fn too_long(store: &Arc<dyn Store>, key: &Key, data: &DataEntry) -> Option
 fn conclude(key: &Key, state: State, data: &DataEntry) -> Option<Finding> {
     let hash = Hash::from_digest(state.hasher.finalize().into());
     let why = if hash != data.hash {
-        Some(format!("its bytes hash to {hash}"))
+        Some(format!(
+            "its bytes hash to {hash}, and the index says {}: they were changed after they were written",
+            data.hash
+        ))
     } else {
         state.trouble.or_else(|| state.tally.difference(data))
     };

@@ -216,6 +216,17 @@ async fn topics_that_the_archive_does_not_have_are_not_sound() {
         lines,
         ["not checked: topics oders: the archive has none that matches"]
     );
+    // Beside one that is there it used to go unseen.
+    let both = TopicSelection::parse(&["orders,oders", "pay.*"]).expect("names");
+    let (report, lines) = check_topics(store(dir.path()).await, Some(&both)).await;
+    assert_eq!(report.verdict(), Verdict::Unknown);
+    assert_eq!(
+        lines,
+        [
+            "not checked: topics oders: the archive has none that matches",
+            "not checked: topics pay.*: the archive has none that matches"
+        ]
+    );
     let (report, _) = check_topics(store(dir.path()).await, Some(&of("orders"))).await;
     assert_eq!(report.verdict(), Verdict::Sound);
 }
@@ -272,7 +283,8 @@ async fn no_damage_stays_unseen() {
         (
             "a segment has another byte",
             |dir| change_a_byte(&files(dir, ".parquet")[7], 10),
-            "hash",
+            // Both hashes: the one found alone told nobody what to look for in a backup.
+            ", and the index says ",
         ),
         (
             "a segment's footer has another byte",
@@ -327,6 +339,11 @@ async fn no_damage_stays_unseen() {
                 .iter()
                 .any(|line| line.starts_with("damage: ") && line.contains(told)),
             "{name}: {lines:?}"
+        );
+        let conclusion = report.conclusion();
+        assert!(
+            conclusion.contains("What to do: put each object"),
+            "{conclusion}"
         );
     }
 }

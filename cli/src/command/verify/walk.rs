@@ -1,8 +1,9 @@
 //! Everything that the chains name, one partition after the other.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
-use everlog_format::{Incarnation, OffsetRange, PartitionKey, TopicSelection};
+use everlog_format::{Incarnation, OffsetRange, PartitionKey, TopicName, TopicSelection};
 use everlog_index::{
     Archive, DataEntry, Entry, EntryKind, Freshness, IndexError, Lookup, Named, TopicInfo,
 };
@@ -15,9 +16,9 @@ use super::segment;
 /// Segments read at a time. Each holds one row group and what is decoded of it.
 const PARALLEL: usize = 4;
 
-/// Objects in a row that could not be looked at, until the whole check gives up. The store layer has tried each of them
+/// Objects in a row for which the store did not answer, until the whole check gives up. The store layer has tried each of them
 /// for a minute and more before it says so.
-pub(super) const UNCHECKED_MAX: u32 = 3;
+pub(super) const UNANSWERED_MAX: u32 = 3;
 
 /// One partition that is to be checked.
 pub(super) struct Target {
@@ -61,7 +62,7 @@ async fn targets(
     topics: Option<&TopicSelection>,
     report: &mut Report,
 ) -> Vec<Target> {
-    let (mut targets, mut is_matched) = (Vec::new(), false);
+    let (mut targets, mut names) = (Vec::new(), BTreeSet::new());
     let incarnations = match archive.incarnations().await {
         Ok(incarnations) => incarnations,
         Err(err) => {
@@ -89,7 +90,7 @@ async fn targets(
         if topics.is_some_and(|topics| !topics.matches(topic.name.as_str(), false)) {
             continue;
         }
-        is_matched = true;
+        names.insert(topic.name.clone());
         match archive.partitions(&incarnation).await {
             Ok(partitions) => {
                 for partition in partitions {
@@ -107,10 +108,11 @@ async fn targets(
             )),
         }
     }
-    if let (Some(topics), false) = (topics, is_matched) {
+    let names = names.iter().map(TopicName::as_str);
+    for missing in topics.map_or(Vec::new(), |topics| topics.unmatched(names)) {
         // With a slip in a name nothing would be looked at, and all would seem well for ever.
         report.add(Finding::Unchecked {
-            what: format!("topics {topics}"),
+            what: format!("topics {missing}"),
             why: "the archive has none that matches".to_owned(),
         });
     }
@@ -169,7 +171,7 @@ async fn partition(
     });
     let looked = named.map(|named| look_at(archive, target, named, bar));
     let mut looked = std::pin::pin!(looked.buffer_unordered(PARALLEL));
-    let mut unchecked_in_a_row = 0;
+    let mut unanswered_in_a_row = 0;
     while let Some(looked) = looked.next().await {
         let finding = match looked {
             Looked::Commit => {
@@ -192,16 +194,16 @@ async fn partition(
             }
             Looked::Trouble(finding) => Some(finding),
         };
-        let is_unchecked = matches!(finding, Some(Finding::Unchecked { .. }));
-        unchecked_in_a_row = if is_unchecked {
-            unchecked_in_a_row + 1
+        let is_unanswered = matches!(finding, Some(Finding::Unanswered { .. }));
+        unanswered_in_a_row = if is_unanswered {
+            unanswered_in_a_row + 1
         } else {
             0
         };
         if let Some(finding) = finding {
             report.add(finding.of(&target.what));
         }
-        if unchecked_in_a_row == UNCHECKED_MAX {
+        if unanswered_in_a_row == UNANSWERED_MAX {
             // A store that is away would be waited for at every object, for days.
             report.gave_up = true;
             return;

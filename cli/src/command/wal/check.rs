@@ -9,7 +9,7 @@ use serde::Serialize;
 use super::Outcome;
 use super::owner::claim_to_read;
 use crate::args::wal::CheckArgs;
-use crate::table::{grouped, short_bytes};
+use crate::table::{counted, short_bytes};
 use crate::terminal::print;
 
 /// The names are part of everlog's interface.
@@ -168,12 +168,12 @@ fn told(checked: &Checked) -> String {
     }
     if checked.log.is_some() {
         text.push_str(&format!(
-            "{} blocks, {} records; {} records ({}) of {} streams still wait for their drain\n",
-            grouped(checked.blocks),
-            grouped(checked.records),
-            grouped(checked.live_records),
+            "{}, {}; not drained yet: {} ({}) of {}\n",
+            counted(checked.blocks, "block", "blocks"),
+            counted(checked.records, "record", "records"),
+            counted(checked.live_records, "record", "records"),
             short_bytes(checked.live_bytes),
-            checked.streams
+            counted(checked.streams as u64, "stream", "streams"),
         ));
     }
     text.push_str(match (checked.sound, checked.log.is_some()) {

@@ -19,7 +19,7 @@ use super::bar::Bar;
 use super::names::{parse_log, parse_stream};
 use super::owner::claim_to_read;
 use crate::args::wal::ExportArgs;
-use crate::table::{Table, grouped, short_bytes};
+use crate::table::{Table, counted, grouped, short_bytes};
 use crate::terminal::print;
 
 /// The version of the file's format, in its first line.
@@ -412,28 +412,36 @@ fn told(summary: &Summary, to: &Path) -> String {
         ]);
     }
     let mut text = table.render();
-    let mut trouble = |count: usize, what: &str| {
+    let mut trouble = |count: usize, one: &str, many: &str| {
         if count > 0 {
-            text.push_str(&format!("{count} {what}\n"));
+            text.push_str(&counted(count as u64, one, many));
+            text.push('\n');
         }
     };
-    trouble(summary.damaged.len(), "records are damaged");
+    trouble(
+        summary.damaged.len(),
+        "record is damaged",
+        "records are damaged",
+    );
     trouble(
         summary.unknown_blocks.len(),
+        "block has lost its directory; how many records it held is not known",
         "blocks have lost their directory; how many records they held is not known",
     );
     let conflicts = usize::try_from(summary.conflicts).unwrap_or(usize::MAX);
     trouble(
         conflicts,
+        "record has a number that another one has as well",
         "records have a number that another one has as well",
     );
     trouble(
         summary.unreadable.len(),
+        "place of the device could not be read",
         "places of the device could not be read",
     );
     text + &format!(
-        "{} records, {} of payload, in {}\n",
-        grouped(summary.records),
+        "{}, {} of payload, in {}\n",
+        counted(summary.records, "record", "records"),
         short_bytes(summary.payload_bytes),
         to.display()
     )

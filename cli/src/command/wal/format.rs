@@ -11,6 +11,7 @@ use everlog_wal::guard::Fencing;
 use everlog_wal::reservation::ReservationKey;
 use everlog_wal::{LogId, format as wal_format};
 use serde_json::json;
+use tracing::warn;
 
 use super::bar::Bar;
 use super::when::now_ms;
@@ -23,7 +24,7 @@ const FILE_UNIT: u64 = 4096;
 
 /// Makes the log.
 pub(super) fn format(args: &FormatArgs) -> Result<()> {
-    make_file(args)?;
+    let made = make_file(args)?;
     // Looked at before it is claimed: to claim a volume may mean to throw another host out, which is for the log's own device only.
     let before = open_read_only(&args.path)?;
     refuse_unless_named(&args.path, look(&before), &args.overwrite)?;
@@ -46,6 +47,8 @@ pub(super) fn format(args: &FormatArgs) -> Result<()> {
     };
     let header = wal_format::format(&claimed, &options)
         .with_context(|| format!("{} was not formatted", args.path.display()))?;
+    // From here on it is a log.
+    made.keep();
     let ring = header.ring().context("the new log has no ring")?;
     let info = claimed.info();
     let names: Vec<String> = gone.iter().map(|find| find.thing.name()).collect();
@@ -76,13 +79,37 @@ pub(super) fn format(args: &FormatArgs) -> Result<()> {
     Ok(())
 }
 
+/// A file that was made here and is no log yet: removed again if it does not become one, or the next try would be told that
+/// it is there already.
+struct Made<'a> {
+    /// `None` for what was there before.
+    path: Option<&'a Path>,
+}
+
+impl Made<'_> {
+    fn keep(mut self) {
+        self.path = None;
+    }
+}
+
+impl Drop for Made<'_> {
+    fn drop(&mut self) {
+        if let Some(path) = self.path
+            && let Err(err) = std::fs::remove_file(path)
+        {
+            let path = path.display();
+            warn!(%path, error = &err as &dyn std::error::Error, "the file that was made could not be removed again");
+        }
+    }
+}
+
 /// Makes the file if a size was given.
-fn make_file(args: &FormatArgs) -> Result<()> {
+fn make_file(args: &FormatArgs) -> Result<Made<'_>> {
     let is_there = args.path.try_exists();
     let is_there = is_there.with_context(|| format!("{}", args.path.display()))?;
     let shown = args.path.display();
     match (is_there, args.size) {
-        (true, None) => Ok(()),
+        (true, None) => Ok(Made { path: None }),
         (true, Some(_)) => bail!("{shown} is there already: --size is for a file to be made"),
         (false, None) => {
             bail!(
@@ -101,7 +128,8 @@ fn make_file(args: &FormatArgs) -> Result<()> {
             create_file(&args.path, size, &mut |written| bar.set(written, size))
                 .with_context(|| format!("{shown} could not be made"))?;
             bar.finish();
-            Ok(())
+            let path = Some(args.path.as_path());
+            Ok(Made { path })
         }
     }
 }

@@ -15,7 +15,7 @@ use super::Outcome;
 use super::owner::{Owner, owner};
 use super::when::{ago, short};
 use crate::args::wal::InfoArgs;
-use crate::table::{Table, grouped, short_bytes};
+use crate::table::{Table, counted, grouped, short_bytes};
 use crate::terminal::print;
 
 /// A log that is in use can go on between the reading of its header and of its blocks.
@@ -263,8 +263,8 @@ fn told(info: &Info) -> String {
         line(
             "backlog",
             format!(
-                "{} records, {}{oldest}",
-                grouped(records),
+                "{}, {}{oldest}",
+                counted(records, "record", "records"),
                 short_bytes(live)
             ),
         );

@@ -16,6 +16,7 @@ use crate::conversation::{EARLIEST, Failed, LATEST};
 use crate::errors::HistoryError;
 use crate::history::Chain;
 use crate::plan::{FetchPlan, Live, plan};
+use crate::told::Subject;
 use crate::upstream::Gone;
 
 use super::answer::{Part, Parts, Served};
@@ -170,7 +171,7 @@ impl Fetch<'_> {
                     }
                 },
             };
-            parts.parts[index] = self.fail(wanted.asked.partition, instead);
+            parts.parts[index] = self.fail(wanted, instead);
         }
         Ok(archived)
     }
@@ -249,8 +250,17 @@ impl Fetch<'_> {
         Ok(indexes.iter().filter_map(offset).collect())
     }
 
-    fn fail(&self, partition: i32, error: HistoryError) -> Part {
-        let error = self.conversation.shared.history.failed(error);
+    fn fail(&self, wanted: &Wanted, error: HistoryError) -> Part {
+        let partition = wanted.asked.partition;
+        let subject = Subject {
+            topic: match (&wanted.name, &wanted.key) {
+                (Some(name), _) => name.to_string(),
+                (None, Some(key)) => key.incarnation.topic_id.to_string(),
+                (None, None) => "a topic that was not named".to_owned(),
+            },
+            partition,
+        };
+        let error = self.conversation.shared.history.failed(&subject, error);
         Part::failed(partition, &error, self.prefix.version)
     }
 }
