@@ -16,12 +16,8 @@ use super::budget::{Need, Permit, Share};
 use super::cache::Cache;
 use super::group::{Decoder, Encoded, Following, Group, GroupRef, Step, Stored, touch};
 
-/// Raw bytes of a run. The decoder hands out about 1 MiB at a time by itself and this never cuts that in two unless
-/// records differ much in size.
-const RUN_RAW_BYTES: usize = 1536 << 10;
-
-/// What a run is expected to hold raw: see [`RUN_RAW_BYTES`].
-const RUN_EXPECTED_BYTES: u64 = 1 << 20;
+/// Raw bytes of a run at most, unless its first record alone is larger: what is set aside for one before it is decoded.
+const RUN_RAW_BYTES: usize = 1 << 20;
 
 /// Batches are at most this long, header included, so that whole ones fill what a client asks for (1 MiB by default)
 /// nearly to the brim.
@@ -265,11 +261,11 @@ impl Cache {
 /// What to set aside for the next run of a row group before it is decoded.
 fn expected_bytes(group: &GroupRef) -> u64 {
     let info = group.info();
-    let raw_bytes = info.raw_bytes.min(RUN_EXPECTED_BYTES);
+    let raw_bytes = info.raw_bytes.min(RUN_RAW_BYTES as u64);
     let records = (info.records * raw_bytes)
         .checked_div(info.raw_bytes)
         .unwrap_or(info.records);
-    // A sixteenth for headers and for what a run may be longer than expected.
+    // A sixteenth for headers, and for records that are smaller than the group's average.
     raw_bytes + raw_bytes / 16 + records * RECORD_OVERHEAD_BYTES + BATCH_MAX_BYTES as u64 / 8
 }
 

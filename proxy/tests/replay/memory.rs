@@ -42,10 +42,8 @@ async fn a_hundred_partitions_share_a_budget_that_holds_a_few_row_groups() {
         reader.await.unwrap();
     }
     let memory = replay.memory();
-    // A run can be half a MiB, and what is added to its records, longer than what was set aside for it, on each core.
-    let cores = std::thread::available_parallelism().map_or(2, |cores| cores.get() as u64);
-    let longer = cores * (MIB / 2 + MIB / 8);
-    assert!(memory.peak_bytes <= budget + longer, "{memory:?}");
+    // A run can be a little longer than what was set aside for it, on each core.
+    assert!(memory.peak_bytes <= budget + MIB, "{memory:?}");
     assert!(memory.peak_bytes > budget / 2, "{memory:?}");
     // Nobody's row group was thrown out under him: one footer and one row group each.
     assert_eq!(beds[0].reads() - before, 200);
