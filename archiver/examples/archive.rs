@@ -3,11 +3,10 @@
 //! It logs to standard error, ends on SIGTERM and prints its metrics then.
 #![expect(clippy::print_stdout, reason = "a tool for the terminal")]
 
-use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use everlog_archiver::{Archiver, ArchiverConfig};
+use everlog_archiver::{Archiver, ArchiverConfig, KafkaProperties};
 use everlog_format::TopicSelection;
 use everlog_index::{Archive, ArchiveOptions};
 use everlog_store::StoreOptions;
@@ -45,7 +44,7 @@ async fn main() -> Result<(), Box<dyn std::error::Error>> {
     .await?;
     let config = ArchiverConfig {
         bootstrap_servers: bootstrap.clone(),
-        kafka_properties: BTreeMap::new(),
+        kafka_properties: KafkaProperties::default(),
         topics: TopicSelection::parse(topics)?,
         group_id: "everlog-archiver".to_owned(),
         instance_id: instance.clone(),

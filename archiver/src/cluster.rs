@@ -7,7 +7,7 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 use std::time::Duration;
 
-use everlog_format::{ClusterId, Offset, TopicId};
+use everlog_format::{ClusterId, Offset, TopicId, is_compacted};
 use rdkafka::admin::{AdminClient, AdminOptions, ResourceSpecifier};
 use rdkafka::client::ClientContext;
 use rdkafka::config::{ClientConfig, FromClientConfigAndContext, RDKafkaLogLevel};
@@ -75,7 +75,7 @@ impl TopicConfigs {
     pub(crate) fn is_compacted(&self) -> bool {
         self.all
             .get("cleanup.policy")
-            .is_some_and(|policy| policy.split(',').any(|part| part.trim() == "compact"))
+            .is_some_and(|policy| is_compacted(policy))
     }
 
     /// `None` if endless or unknown.

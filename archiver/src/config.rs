@@ -1,12 +1,12 @@
 //! What an archiver is told, and the librdkafka properties that follow from it.
 
-use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::time::Duration;
 
 use everlog_format::TopicSelection;
 
-use crate::ArchiverError;
+use crate::native::Consumer;
+use crate::{ArchiverError, Cluster, KafkaProperties};
 
 /// librdkafka's own queue of fetched and not yet delivered messages, in bytes. Part of `memory_bytes`.
 pub const QUEUE_BYTES: u64 = 32 << 20;
@@ -19,8 +19,8 @@ pub const MEMORY_BYTES_MIN: u64 = 96 << 20;
 pub struct ArchiverConfig {
     /// `host:port` of some brokers, commas between them.
     pub bootstrap_servers: String,
-    /// Passed to librdkafka as given. Those that would break the archive ([`REFUSED_PROPERTIES`]) are refused.
-    pub kafka_properties: BTreeMap<String, String>,
+    /// Passed to librdkafka as given. Those that would break the archive ([`crate::REFUSED_PROPERTIES`]) are refused.
+    pub kafka_properties: KafkaProperties,
     /// Which topics.
     pub topics: TopicSelection,
     /// The consumer group. Archivers with the same group share the partitions.
@@ -37,94 +37,34 @@ pub struct ArchiverConfig {
     pub memory_bytes: u64,
 }
 
-/// Why a property may not be given in `kafka_properties`.
-pub const REFUSED_PROPERTIES: &[(&str, &str)] = &[
-    (
-        "isolation.level",
-        "must be read_committed, or aborted records would be archived",
-    ),
-    (
-        "auto.offset.reset",
-        "must be error, or lost records would be skipped in silence",
-    ),
-    (
-        "enable.auto.commit",
-        "group offsets are committed after the archive's own commit",
-    ),
-    (
-        "auto.commit.enable",
-        "group offsets are committed after the archive's own commit",
-    ),
-    (
-        "enable.auto.offset.store",
-        "group offsets are committed after the archive's own commit",
-    ),
-    ("group.id", "is a setting of everlog's own (group_id)"),
-    (
-        "group.instance.id",
-        "is a setting of everlog's own (instance_id)",
-    ),
-    (
-        "group.protocol",
-        "must be classic: partitions are assigned one by one",
-    ),
-    (
-        "partition.assignment.strategy",
-        "must be cooperative-sticky: partitions are assigned one by one",
-    ),
-    (
-        "bootstrap.servers",
-        "is a setting of everlog's own (bootstrap_servers)",
-    ),
-    (
-        "metadata.broker.list",
-        "is a setting of everlog's own (bootstrap_servers)",
-    ),
-    (
-        "check.crcs",
-        "must be true, or damaged records would be archived",
-    ),
-    (
-        "enable.partition.eof",
-        "must be true: the covered end is read from it",
-    ),
-    (
-        "queued.max.messages.kbytes",
-        "follows from the memory setting",
-    ),
-    (
-        "allow.auto.create.topics",
-        "must be false: archiving creates no topics",
-    ),
-    (
-        "topic.blacklist",
-        "would hide topics in silence: use the topics setting",
-    ),
-    (
-        "enable.metrics.push",
-        "must be left alone: telemetry is not the archiver's",
-    ),
-];
-
 impl ArchiverConfig {
-    /// Whether `key` may be given in `kafka_properties`; else why not.
-    pub fn check_property(key: &str) -> Result<(), ArchiverError> {
-        match REFUSED_PROPERTIES
-            .iter()
-            .find(|(refused, _)| *refused == key.trim())
-        {
-            None => Ok(()),
-            Some((_, why)) => Err(ArchiverError::Property {
-                key: key.to_owned(),
-                why: (*why).to_owned(),
-            }),
-        }
+    /// Makes the clients of an archiver that has these properties and this much memory in bytes, and lets them go: librdkafka
+    /// looks at what does not fit together only then. They know no broker, so nothing is connected to.
+    ///
+    /// # Errors
+    /// The first thing that librdkafka refuses, in its words.
+    pub fn try_clients(
+        kafka_properties: &KafkaProperties,
+        memory_bytes: u64,
+    ) -> Result<(), ArchiverError> {
+        let config = ArchiverConfig {
+            bootstrap_servers: String::new(),
+            kafka_properties: kafka_properties.clone(),
+            topics: TopicSelection::everything(),
+            group_id: "everlog".to_owned(),
+            instance_id: "everlog".to_owned(),
+            spool_dir: PathBuf::new(),
+            segment_max_bytes: 0,
+            segment_max_age: Duration::ZERO,
+            memory_bytes,
+        };
+        drop(Cluster::new(&config.client_properties())?);
+        drop(Consumer::new(&config.consumer_properties(), 1)?);
+        Ok(())
     }
 
     pub(crate) fn check(&self) -> Result<(), ArchiverError> {
-        for key in self.kafka_properties.keys() {
-            ArchiverConfig::check_property(key)?;
-        }
+        self.kafka_properties.check_names()?;
         let wrong = |key: &'static str, why: String| Err(ArchiverError::Setting { key, why });
         if self.bootstrap_servers.trim().is_empty() {
             return wrong("bootstrap_servers", "names no broker".to_owned());
@@ -251,13 +191,15 @@ impl MemoryPlan {
 mod tests {
     use super::*;
 
+    fn given(properties: &[(&str, &str)]) -> KafkaProperties {
+        let owned = |(name, value): &(&str, &str)| ((*name).to_owned(), (*value).to_owned());
+        properties.iter().map(owned).collect()
+    }
+
     fn config(properties: &[(&str, &str)]) -> ArchiverConfig {
         ArchiverConfig {
             bootstrap_servers: "localhost:9092".to_owned(),
-            kafka_properties: properties
-                .iter()
-                .map(|(k, v)| ((*k).to_owned(), (*v).to_owned()))
-                .collect(),
+            kafka_properties: given(properties),
             topics: TopicSelection::parse(&["orders"]).unwrap(),
             group_id: "everlog-archiver".to_owned(),
             instance_id: "here".to_owned(),
@@ -270,7 +212,7 @@ mod tests {
 
     #[test]
     fn a_property_that_would_break_the_archive_is_refused_by_name() {
-        for (key, _) in REFUSED_PROPERTIES {
+        for (key, _) in crate::REFUSED_PROPERTIES {
             let error = config(&[(key, "x")]).check().unwrap_err().to_string();
             assert!(error.contains(key), "{error}");
         }
@@ -279,6 +221,23 @@ mod tests {
                 .check()
                 .is_ok()
         );
+    }
+
+    #[test]
+    fn what_does_not_fit_together_is_told_before_anything_connects() {
+        let tried = |properties| ArchiverConfig::try_clients(&given(properties), 256 << 20);
+        tried(&[]).unwrap();
+        tried(&[("session.timeout.ms", "20000")]).unwrap();
+        let told = tried(&[("session.timeout.ms", "700000")]).unwrap_err();
+        assert!(told.to_string().contains("session.timeout.ms"), "{told}");
+        let told = tried(&[("message.max.bytes", "900000000")]).unwrap_err();
+        assert!(told.to_string().contains("message.max.bytes"), "{told}");
+    }
+
+    #[test]
+    fn passwords_are_not_printed_by_accident() {
+        let printed = format!("{:?}", config(&[("sasl.password", "hunter2")]));
+        assert!(printed.contains("sasl.password") && !printed.contains("hunter2"));
     }
 
     #[test]

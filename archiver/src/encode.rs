@@ -243,7 +243,7 @@ mod tests {
     #[test]
     fn a_segment_is_shortened_to_the_records_below_an_offset() {
         let folder = tempfile::tempdir().unwrap();
-        let dir = SpoolDir::open(folder.path()).unwrap();
+        let (dir, _lock) = SpoolDir::open(folder.path()).unwrap();
         // Several row groups: 60 MB of records.
         let whole = segment(&dir, 20_000, 50_000);
         for end in [101, 2_301, 30_000, 40_099] {

@@ -45,6 +45,7 @@ mod consume;
 mod decide;
 mod encode;
 mod error;
+mod kafka_properties;
 mod lag;
 #[cfg(test)]
 mod logged;
@@ -62,6 +63,7 @@ mod watch;
 mod worker;
 
 pub use cluster::{Cluster, ClusterError, TopicNow};
-pub use config::{ArchiverConfig, MEMORY_BYTES_MIN, QUEUE_BYTES, REFUSED_PROPERTIES};
+pub use config::{ArchiverConfig, MEMORY_BYTES_MIN, QUEUE_BYTES};
 pub use error::ArchiverError;
+pub use kafka_properties::{KafkaProperties, REFUSED_PROPERTIES};
 pub use service::Archiver;

@@ -34,6 +34,7 @@ pub(crate) struct Metrics {
     pub(crate) retries: IntCounter,
     pub(crate) spilled_bytes: IntCounter,
     pub(crate) memory_bytes: IntGauge,
+    pub(crate) held_back_topics: IntGauge,
     pub(crate) cluster_silent_seconds: Gauge,
 }
 
@@ -156,6 +157,10 @@ impl Metrics {
             memory_bytes: gauge(
                 "everlog_archiver_memory_bytes",
                 "Bytes of records waiting for an encoder.",
+            )?,
+            held_back_topics: gauge(
+                "everlog_archiver_held_back_topics",
+                "Topics that a regex matches and that are not archived, since the cluster has not told their configurations.",
             )?,
             cluster_silent_seconds: added(
                 registry,

@@ -20,7 +20,7 @@ use crate::memory::Memory;
 use crate::message::Command;
 use crate::metrics::Metrics;
 use crate::native::Consumer;
-use crate::spool::SpoolDir;
+use crate::spool::{SpoolDir, SpoolLock};
 use crate::watch::{Facts, Watch};
 use crate::worker::{Context, QUESTIONS_MAX};
 
@@ -38,6 +38,7 @@ pub struct Archiver {
     archive: Arc<Archive>,
     metrics: Metrics,
     spool: Arc<SpoolDir>,
+    _spool_lock: SpoolLock,
     cluster: Cluster,
     is_up: watch::Sender<bool>,
 }
@@ -77,13 +78,14 @@ impl Archiver {
         let cluster = Cluster::new(&config.client_properties())?;
         // A client of its own tells now what librdkafka would refuse later.
         drop(Consumer::new(&config.consumer_properties(), 1)?);
-        let spool = Arc::new(SpoolDir::open(&config.spool_dir)?);
+        let (spool, spool_lock) = SpoolDir::open(&config.spool_dir)?;
         let metrics = Metrics::register(registry)?;
         Ok(Archiver {
             config,
             archive,
             metrics,
-            spool,
+            spool: Arc::new(spool),
+            _spool_lock: spool_lock,
             cluster,
             is_up: watch::Sender::new(false),
         })
@@ -171,7 +173,7 @@ impl Archiver {
             self.config.topics.clone(),
             facts,
             commands.clone(),
-            self.metrics.cluster_silent_seconds.clone(),
+            &self.metrics,
         );
         let _watch = Task(tokio::spawn(watch.run()).abort_handle());
         let consumer = Consumer::new(&self.config.consumer_properties(), BATCH_MAX)?;
@@ -212,12 +214,11 @@ impl Archiver {
 
 #[cfg(test)]
 mod tests {
-    use std::collections::BTreeMap;
-
     use everlog_format::TopicSelection;
     use everlog_index::ArchiveOptions;
 
     use super::*;
+    use crate::KafkaProperties;
 
     /// It used to be silent for 0 seconds for as long as no watch had begun.
     #[test]
@@ -232,7 +233,7 @@ mod tests {
         let spool = tempfile::tempdir().unwrap();
         let config = ArchiverConfig {
             bootstrap_servers: "127.0.0.1:1".to_owned(),
-            kafka_properties: BTreeMap::new(),
+            kafka_properties: KafkaProperties::default(),
             topics: TopicSelection::parse(&["orders"]).unwrap(),
             group_id: "group".to_owned(),
             instance_id: "instance".to_owned(),

@@ -20,17 +20,23 @@ use crate::memory::{CHUNK_BYTES, Memory, Share};
 const SPILL_LEVEL: i32 = -5;
 const SEGMENT_PREFIX: &str = "everlog-segment-";
 
-/// The spool directory, held for this process.
+/// The spool directory.
 #[derive(Debug)]
 pub(crate) struct SpoolDir {
     path: PathBuf,
+}
+
+/// Keeps other archivers out of a spool directory. Apart from [`SpoolDir`], which tasks that were told to end hold a moment longer than
+/// the archiver, so that the next one can begin at once.
+#[derive(Debug)]
+pub(crate) struct SpoolLock {
     // Locked as long as it is open.
-    _lock: File,
+    _file: File,
 }
 
 impl SpoolDir {
-    /// Makes the directory, locks it against other processes and removes what the last run left.
-    pub(crate) fn open(path: &Path) -> Result<SpoolDir, ArchiverError> {
+    /// Makes the directory, locks it against other archivers and removes what the last one left.
+    pub(crate) fn open(path: &Path) -> Result<(SpoolDir, SpoolLock), ArchiverError> {
         let failed = |source| ArchiverError::Spool {
             path: path.to_owned(),
             source,
@@ -56,10 +62,8 @@ impl SpoolDir {
                 std::fs::remove_file(entry.path()).map_err(failed)?;
             }
         }
-        Ok(SpoolDir {
-            path: path.to_owned(),
-            _lock: lock,
-        })
+        let path = path.to_owned();
+        Ok((SpoolDir { path }, SpoolLock { _file: lock }))
     }
 
     /// A file for a segment; removed when it is dropped.
@@ -313,7 +317,7 @@ mod tests {
     #[test]
     fn spilled_and_kept_chunks_come_back_in_order_and_memory_is_given_back() {
         let folder = tempfile::tempdir().unwrap();
-        let dir = SpoolDir::open(folder.path()).unwrap();
+        let (dir, _lock) = SpoolDir::open(folder.path()).unwrap();
         let memory = Memory::new(&MemoryPlan {
             chunks_bytes: 1 << 20,
             bursts_bytes: 1 << 20,
@@ -359,16 +363,17 @@ mod tests {
     }
 
     #[test]
-    fn a_directory_belongs_to_one_process_and_is_swept_at_start() {
+    fn a_directory_belongs_to_one_archiver_and_is_swept_at_start() {
         let folder = tempfile::tempdir().unwrap();
-        let dir = SpoolDir::open(folder.path()).unwrap();
+        let (dir, lock) = SpoolDir::open(folder.path()).unwrap();
         let (_, left) = dir.segment_file().unwrap().keep().unwrap();
         std::fs::write(folder.path().join("not-ours"), "x").unwrap();
         assert!(matches!(
             SpoolDir::open(folder.path()),
             Err(ArchiverError::SpoolInUse { .. })
         ));
-        drop(dir);
+        // `dir` is still held: by a task that has not noticed yet that it was to end.
+        drop(lock);
         SpoolDir::open(folder.path()).unwrap();
         assert!(!left.exists());
         assert!(folder.path().join("not-ours").exists());

@@ -6,13 +6,14 @@ use std::sync::RwLock;
 use std::time::Duration;
 
 use everlog_format::{TopicId, TopicName, TopicSelection};
-use prometheus::Gauge;
+use prometheus::{Gauge, IntGauge};
 use tokio::sync::{mpsc, oneshot};
 
 use crate::clock::now;
 use crate::cluster::{Cluster, ClusterError, ClusterView, TopicConfigs};
 use crate::decide::Backoff;
 use crate::message::{Command, Seen};
+use crate::metrics::Metrics;
 
 /// How often the cluster is looked at.
 const LOOK_EVERY: Duration = Duration::from_secs(10);
@@ -22,6 +23,8 @@ const CONFIGS_EVERY: u32 = 30;
 const REQUEST_TOPICS: usize = 200;
 /// A new topic is in some broker's metadata before all know it: what is not told in this many looks running is told of.
 const UNTOLD_LOOKS: u32 = 2;
+/// What is not told for long is told of again in every so many looks, some five minutes apart.
+const TOLD_AGAIN_LOOKS: u32 = 30;
 /// Topics that a line names; of more only the number is told.
 const NAMED_MAX: usize = 20;
 
@@ -73,8 +76,10 @@ pub(crate) struct Watch {
     known_configs: HashMap<String, TopicConfigs>,
     internal: BTreeSet<String>,
     silent_seconds: Gauge,
-    /// Topics that were named plainly and are not there.
-    missing: BTreeSet<String>,
+    /// How many topics are held back.
+    held_back_topics: IntGauge,
+    /// Words of the selection that mean no topic of the cluster.
+    unmatched: BTreeSet<String>,
     /// Topics that a regex matches and may not pick.
     left_out: BTreeMap<String, &'static str>,
     /// Topics that are being archived, as they were last seen.
@@ -110,7 +115,7 @@ impl Watch {
         selection: TopicSelection,
         facts: std::sync::Arc<Facts>,
         commands: mpsc::Sender<Command>,
-        silent_seconds: Gauge,
+        metrics: &Metrics,
     ) -> Watch {
         Watch {
             cluster,
@@ -119,8 +124,9 @@ impl Watch {
             commands,
             known_configs: HashMap::new(),
             internal: BTreeSet::new(),
-            silent_seconds,
-            missing: BTreeSet::new(),
+            silent_seconds: metrics.cluster_silent_seconds.clone(),
+            held_back_topics: metrics.held_back_topics.clone(),
+            unmatched: BTreeSet::new(),
             left_out: BTreeMap::new(),
             archived: BTreeMap::new(),
             subscribed: None,
@@ -169,7 +175,9 @@ impl Watch {
         let error = self.learn_configs(&candidates).await;
         self.mark().await;
         let described = self.describe(&candidates, &view).await?;
-        self.tell_missing(&candidates);
+        let there = view.topics.iter().map(|topic| topic.name.as_str());
+        let there: BTreeSet<&str> = there.collect();
+        self.tell_unmatched(&there);
         self.tell_untold(&candidates, error.as_ref());
         let topics: BTreeSet<String> = candidates
             .into_iter()
@@ -206,8 +214,6 @@ impl Watch {
                 },
             );
         }
-        let there = view.topics.iter().map(|topic| topic.name.as_str());
-        let there: BTreeSet<&str> = there.collect();
         self.tell_left_out(&there);
         self.tell_fates(&there, &topics, &described);
         self.tell(topics, described).await;
@@ -215,20 +221,26 @@ impl Watch {
         Ok(())
     }
 
-    /// Says once of each topic that was named plainly that the cluster does not have it: it may be misspelt.
-    fn tell_missing(&mut self, candidates: &[String]) {
-        let names = self.selection.plain_names().map(|name| name.as_str());
-        let missing: BTreeSet<String> = names
-            .filter(|name| !candidates.iter().any(|candidate| candidate == name))
-            .map(str::to_owned)
-            .collect();
-        for topic in missing.difference(&self.missing) {
-            tracing::warn!(
-                topic,
-                "the cluster has no topic of this name, keeping watch for it"
-            );
+    /// Says once of each name and regex of the selection that it means no topic of the cluster: there may be a slip in it.
+    fn tell_unmatched(&mut self, there: &BTreeSet<&str>) {
+        let unmatched = self.selection.unmatched(there.iter().copied());
+        let unmatched: BTreeSet<String> = unmatched.into_iter().map(str::to_owned).collect();
+        for word in unmatched.difference(&self.unmatched) {
+            if self.selection.is_plain_name(word) {
+                let topic = word;
+                tracing::warn!(
+                    topic,
+                    "the cluster has no topic of this name, keeping watch for it"
+                );
+            } else {
+                let regex = word;
+                tracing::warn!(
+                    regex,
+                    "no topic of the cluster matches this regex, keeping watch for one"
+                );
+            }
         }
-        self.missing = missing;
+        self.unmatched = unmatched;
     }
 
     /// Whether a topic is held back until its configuration is known: it may be compacted, and only a regex matches it.
@@ -236,17 +248,24 @@ impl Watch {
         !self.known_configs.contains_key(topic) && !self.selection.matches(topic, true)
     }
 
-    /// Says once of topics that are held back that they are, why, and what to do.
+    /// Says of topics that are held back that they are, why, and what to do; again for as long as it lasts, since retention
+    /// goes on. The metric tells at any time.
     fn tell_untold(&mut self, candidates: &[String], error: Option<&ClusterError>) {
         let untold = candidates
             .iter()
             .filter(|topic| self.awaits_configs(topic) && !self.internal.contains(*topic));
-        let looks = |topic: &String| self.untold.get(topic).map_or(1, |looks| looks + 1);
+        let looks = |topic: &String| {
+            self.untold
+                .get(topic)
+                .map_or(1, |looks| looks.saturating_add(1))
+        };
         self.untold = untold.map(|topic| (topic.clone(), looks(topic))).collect();
-        let due = self
-            .untold
-            .iter()
-            .filter(|(_, looks)| **looks == UNTOLD_LOOKS);
+        self.held_back_topics
+            .set(i64::try_from(self.untold.len()).unwrap_or(i64::MAX));
+        let due = self.untold.iter().filter(|(_, looks)| {
+            let since_first = looks.checked_sub(UNTOLD_LOOKS);
+            since_first.is_some_and(|looks| looks.is_multiple_of(TOLD_AGAIN_LOOKS))
+        });
         let topics: Vec<&String> = due.map(|(topic, _)| topic).collect();
         if topics.is_empty() {
             return;
@@ -284,7 +303,8 @@ impl Watch {
             .filter_map(|topic| Some(((*topic).to_owned(), self.why_left_out(topic)?)));
         let left_out: BTreeMap<String, &'static str> = found.collect();
         for (topic, kind) in &left_out {
-            if self.left_out.get(topic) != Some(kind) {
+            // Of one that was archived until now, its fate is told.
+            if self.left_out.get(topic) != Some(kind) && !self.archived.contains_key(topic) {
                 tracing::info!(
                     topic,
                     kind,
@@ -295,10 +315,22 @@ impl Watch {
         self.left_out = left_out;
     }
 
-    /// Says of each topic that is being archived if it is gone, or another one with the same name.
+    /// Says of each topic that is being archived if it is gone, may not be picked any more, or is another one with the same
+    /// name.
     fn tell_fates(&mut self, there: &BTreeSet<&str>, topics: &BTreeSet<String>, seen: &[Seen]) {
         self.archived.retain(|topic, topic_id| {
-            if !there.contains(topic.as_str()) {
+            let is_there = there.contains(topic.as_str());
+            if is_there && !topics.contains(topic) {
+                let kind = self.left_out.get(topic);
+                tracing::warn!(
+                    topic,
+                    %topic_id,
+                    kind,
+                    "archiving of this topic ends here: it is of another kind now, which a regex does not pick; to go on, give its \
+                     plain name in `topics`. The archive keeps what it holds"
+                );
+            }
+            if !is_there {
                 tracing::warn!(
                     topic,
                     %topic_id,
@@ -401,8 +433,8 @@ impl Watch {
         None
     }
 
-    /// The topics to ask for, in this order. Each look begins elsewhere, so that a question that is never answered does not
-    /// keep others from being put.
+    /// The topics to ask for, in this order. Each look begins elsewhere, and so does each of the looks that ask for all, so
+    /// that a question that is never answered does not keep others from being put.
     fn configs_wanted(&self, candidates: &[String]) -> Vec<String> {
         let all = self.looks.is_multiple_of(CONFIGS_EVERY);
         let is_wanted = |name: &String| {
@@ -412,7 +444,12 @@ impl Watch {
         let wanted = candidates.iter().filter(|name| is_wanted(name));
         let mut wanted: Vec<String> = wanted.cloned().collect();
         let requests = wanted.len().div_ceil(REQUEST_TOPICS).max(1);
-        let turn = usize::try_from(self.looks).unwrap_or(0) % requests;
+        // Looks that ask for all are far apart: counted with the others, most of them would begin at the same place.
+        let turn = match all {
+            true => self.looks / CONFIGS_EVERY,
+            false => self.looks,
+        };
+        let turn = usize::try_from(turn).unwrap_or(0) % requests;
         wanted.rotate_left(turn * REQUEST_TOPICS);
         wanted
     }
@@ -444,212 +481,5 @@ impl Watch {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::logged::logged;
-
-    fn silent() -> Gauge {
-        Gauge::new("silent", "silent").unwrap()
-    }
-
-    /// A refused subscription used to count as made, and its topics were never archived.
-    #[tokio::test]
-    async fn a_subscription_that_is_refused_is_tried_again() {
-        let properties = [("bootstrap.servers".to_owned(), "127.0.0.1:1".to_owned())];
-        let (commands, mut queue) = mpsc::channel(8);
-        let selection = TopicSelection::parse(&["orders"]).unwrap();
-        let cluster = Cluster::new(&properties).unwrap();
-        let mut watch = Watch::new(cluster, selection, Default::default(), commands, silent());
-        let topics = BTreeSet::from(["orders".to_owned()]);
-        for answer in [Some(false), Some(true), None] {
-            let answering = async {
-                while let Some(command) = queue.recv().await {
-                    match command {
-                        Command::Subscribe(topics, told) => {
-                            assert_eq!(topics, ["orders"]);
-                            told.send(answer.expect("not asked again")).unwrap();
-                        }
-                        Command::Incarnations(_) => return,
-                        other => panic!("{other:?}"),
-                    }
-                }
-            };
-            tokio::join!(watch.tell(topics.clone(), Vec::new()), answering);
-            assert_eq!(watch.subscribed.is_some(), answer != Some(false));
-        }
-    }
-
-    #[test]
-    fn a_plain_name_that_is_not_there_is_told_once() {
-        let mut watch = watch(&["orders,payments", "log.*"]);
-        watch.tell_missing(&["orders".to_owned()]);
-        assert_eq!(watch.missing, BTreeSet::from(["payments".to_owned()]));
-        watch.tell_missing(&["orders".to_owned(), "payments".to_owned()]);
-        assert!(watch.missing.is_empty());
-    }
-
-    /// A topic that is not known to be no compacted one used to be archived because a regex matched it: for minutes while
-    /// the question timed out, and for ever without the right to ask it.
-    #[test]
-    fn a_topic_that_only_a_regex_matches_waits_for_its_configuration() {
-        let mut watch = watch(&["t.*", "table"]);
-        let names = ["table", "t-hidden", "tea"].map(str::to_owned);
-        let told = TopicConfigs {
-            all: BTreeMap::from([("cleanup.policy".to_owned(), "delete".to_owned())]),
-        };
-        watch.known_configs.insert("tea".to_owned(), told);
-        assert_eq!(
-            names.each_ref().map(|name| watch.awaits_configs(name)),
-            [false, true, false]
-        );
-        // A new topic may be told in the next look.
-        assert_eq!(logged(|| watch.tell_untold(&names, None)), "");
-        let log = logged(|| watch.tell_untold(&names, None));
-        for part in [
-            "WARN",
-            "[\"t-hidden\"]",
-            "DescribeConfigs",
-            "name them plainly",
-        ] {
-            assert!(log.contains(part), "{part}: {log}");
-        }
-        assert_eq!(logged(|| watch.tell_untold(&names, None)), "");
-        // One whose turn comes only now is told of by itself.
-        let more = ["t-hidden", "t-new"].map(str::to_owned);
-        assert_eq!(logged(|| watch.tell_untold(&more, None)), "");
-        assert!(logged(|| watch.tell_untold(&more, None)).contains("[\"t-new\"]"));
-    }
-
-    /// After one question that was not answered nothing was asked for minutes, and what came after it never.
-    #[test]
-    fn what_is_held_back_is_asked_for_in_every_look() {
-        let mut watch = watch(&["t.*", "plain"]);
-        let mut names: Vec<String> = (0..500).map(|number| format!("t{number:03}")).collect();
-        names.insert(0, "plain".to_owned());
-        watch.configs_told = false;
-        assert_eq!(watch.configs_wanted(&names), names);
-        let firsts = [1, 2, 3, 4].map(|look| {
-            watch.looks = look;
-            let wanted = watch.configs_wanted(&names);
-            assert_eq!(wanted.len(), 500);
-            wanted[0].clone()
-        });
-        assert_eq!(firsts, ["t200", "t400", "t000", "t200"]);
-    }
-
-    fn watch(arguments: &[&str]) -> Watch {
-        let properties = [("bootstrap.servers".to_owned(), "127.0.0.1:1".to_owned())];
-        let (commands, _queue) = mpsc::channel(1);
-        let selection = TopicSelection::parse(arguments).unwrap();
-        let cluster = Cluster::new(&properties).unwrap();
-        Watch::new(cluster, selection, Default::default(), commands, silent())
-    }
-
-    /// Used to be left out without a word.
-    #[test]
-    fn a_topic_that_a_regex_matches_and_may_not_pick_is_told_once() {
-        let mut watch = watch(&["app-.*|__.*|t.*", "app-a-changelog"]);
-        let compacted = BTreeMap::from([("cleanup.policy".to_owned(), "compact".to_owned())]);
-        let configs = TopicConfigs { all: compacted };
-        watch.known_configs.insert("table".to_owned(), configs);
-        watch.internal.insert("t-hidden".to_owned());
-        let mut there = BTreeSet::from([
-            "__consumer_offsets",
-            "app-a-changelog",
-            "app-b-changelog",
-            "orders-changelog",
-            "table",
-            "t-hidden",
-            "t-ordinary",
-        ]);
-        let log = logged(|| watch.tell_left_out(&there));
-        let has = |topic: &str, kind: &str| {
-            log.lines().any(|line| {
-                line.contains("INFO")
-                    && line.contains(&format!("topic=\"{topic}\""))
-                    && line.contains(&format!("kind=\"{kind}\""))
-                    && line.contains("plain name")
-            })
-        };
-        assert!(has("__consumer_offsets", "internal"), "{log}");
-        assert!(has("app-b-changelog", "of Kafka Streams"), "{log}");
-        assert!(has("table", "compacted") && has("t-hidden", "internal"));
-        assert_eq!(log.lines().count(), 4, "{log}");
-        assert_eq!(logged(|| watch.tell_left_out(&there)), "");
-        // One that was away for a while is told again.
-        there.remove("table");
-        assert_eq!(logged(|| watch.tell_left_out(&there)), "");
-        there.insert("table");
-        assert_eq!(logged(|| watch.tell_left_out(&there)).lines().count(), 1);
-    }
-
-    /// The log used to name partitions at best, and nothing where the fetcher was the first to know.
-    #[test]
-    fn a_topic_that_is_gone_or_made_anew_is_told_once_by_name_and_id() {
-        let mut watch = watch(&["orders,other"]);
-        let id = |number| TopicId::from_uuid(uuid::Uuid::from_u128(number)).unwrap();
-        let seen = |topic: &str, number| Seen {
-            topic: topic.to_owned(),
-            id: Some(id(number)),
-            agreed: true,
-        };
-        let mut look = |names: &[&str], seen: &[Seen]| {
-            let there: BTreeSet<&str> = names.iter().copied().collect();
-            let topics = names.iter().map(|name| (*name).to_owned()).collect();
-            logged(|| watch.tell_fates(&there, &topics, seen))
-        };
-        let both = ["orders", "other"];
-        assert_eq!(look(&both, &[seen("orders", 1), seen("other", 2)]), "");
-        // A broker that does not tell an id for a moment is no news.
-        assert_eq!(look(&both, &[seen("other", 2)]), "");
-        let anew = look(&both, &[seen("orders", 3), seen("other", 2)]);
-        for part in [
-            "WARN",
-            "\"orders\"",
-            &id(1).to_string(),
-            &id(3).to_string(),
-            "created again",
-        ] {
-            assert!(anew.contains(part), "{part}: {anew}");
-        }
-        let gone = look(&["other"], &[seen("other", 2)]);
-        for part in [
-            "WARN",
-            "\"orders\"",
-            &id(3).to_string(),
-            "is gone",
-            "is committed",
-        ] {
-            assert!(gone.contains(part), "{part}: {gone}");
-        }
-        assert_eq!(gone.lines().count(), 1);
-        assert_eq!(look(&["other"], &[seen("other", 2)]), "");
-    }
-
-    #[test]
-    fn topics_that_keep_no_history_need_their_plain_name() {
-        let check = |arguments: &[&str], name: &str, compacted, internal, wanted: bool| {
-            let selection = TopicSelection::parse(arguments).unwrap();
-            assert_eq!(
-                selected(&selection, name, compacted, internal),
-                wanted,
-                "{arguments:?} {name}"
-            );
-        };
-        check(&["orders"], "orders", false, false, true);
-        check(&["or.*"], "orders", false, false, true);
-        check(&["or.*"], "orders", true, false, false);
-        check(&["orders"], "orders", true, false, true);
-        check(&[".*"], "__consumer_offsets", false, false, false);
-        check(
-            &["__consumer_offsets"],
-            "__consumer_offsets",
-            true,
-            true,
-            true,
-        );
-        check(&[".*"], "app-store-changelog", false, false, false);
-        check(&[".*"], "app-repartition", false, false, false);
-        check(&[".*"], "hidden", false, true, false);
-    }
-}
+#[path = "watch_tests.rs"]
+mod tests;

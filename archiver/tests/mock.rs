@@ -317,6 +317,7 @@ async fn a_topic_that_only_a_regex_matches_waits_until_its_configuration_is_told
     })
     .await;
     assert_eq!(archiver.metric("everlog_archiver_partitions"), 1.0);
+    assert_eq!(archiver.metric("everlog_archiver_held_back_topics"), 1.0);
     archiver.stop().await;
     assert!(incarnations(&archive, "perhaps-compacted").await.is_empty());
 }

@@ -118,9 +118,8 @@ async fn no_record_is_skipped_when_members_come_and_go() {
     let member = |instance: &str, spool: &std::path::Path| {
         let mut config = config(&mock.bootstrap_servers(), &["orders"], spool);
         config.instance_id = instance.to_owned();
-        config
-            .kafka_properties
-            .insert("session.timeout.ms".to_owned(), "6000".to_owned());
+        let timeout = ("session.timeout.ms".to_owned(), "6000".to_owned());
+        config.kafka_properties = [timeout].into_iter().collect();
         start(config, &archive)
     };
     let archiver = member("one", spool.path());

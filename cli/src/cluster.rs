@@ -2,8 +2,8 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use anyhow::{Context as _, Result, bail};
-use everlog_archiver::{Cluster, TopicNow};
+use anyhow::{Context as _, Result};
+use everlog_archiver::{Cluster, KafkaProperties, TopicNow};
 use everlog_format::ClusterId;
 use futures::StreamExt;
 
@@ -58,7 +58,7 @@ pub(crate) type Ends = BTreeMap<(String, i32), Result<Watermarks>>;
 /// Asks which of `topics` there are now.
 pub(crate) async fn ask(
     bootstrap_servers: &str,
-    properties: &BTreeMap<String, String>,
+    properties: &KafkaProperties,
     topics: BTreeSet<String>,
 ) -> Result<Asked> {
     // Before librdkafka, which tries on in silence and then only says that there was no answer.
@@ -73,13 +73,13 @@ pub(crate) async fn ask(
     );
     all.push(("bootstrap.servers".to_owned(), bootstrap_servers.to_owned()));
     let client = Cluster::new(&all)?;
-    let Ok(cluster) = client.cluster_id().await else {
-        // It has been reached a moment ago, so the way there is not the reason.
-        bail!(
+    // It has been reached a moment ago, so the way there is not the reason.
+    let cluster = client.cluster_id().await.with_context(|| {
+        format!(
             "{bootstrap_servers} does not tell which cluster it is: look at `security.protocol` and the credentials in \
              [kafka.properties], and at the brokers' logs"
-        );
-    };
+        )
+    })?;
     let topics: Vec<String> = topics.into_iter().collect();
     let topics = client
         .topics_now(&topics)

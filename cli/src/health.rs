@@ -21,6 +21,9 @@ const CLUSTER_SILENT_SECONDS: [&str; 2] = [
     "everlog_proxy_cluster_silent_seconds",
 ];
 
+/// The archiver's gauge: topics that a regex matches and whose configurations it cannot learn.
+const HELD_BACK: &str = "everlog_archiver_held_back_topics";
+
 /// The proxy's gauge: brokers for which it has no port.
 const UNREACHABLE: &str = "everlog_proxy_nodes_unreachable";
 
@@ -86,8 +89,8 @@ pub(crate) fn troubles(metrics: &[MetricFamily]) -> String {
     for refused in values(REFUSED_SECONDS) {
         let (kind, seconds) = (label(refused, "kind"), refused.get_gauge().get_value());
         text.push_str(&format!(
-            "trouble: the object store has refused every request to {kind} for {seconds:.0} s: credentials or permissions, the log \
-             has its words\n"
+            "trouble: the object store has refused every request to {kind} for {seconds:.0} s: the log has the words (credentials, \
+             permissions, an object that is cut short, the local disk)\n"
         ));
     }
     // Archiver and proxy ask for themselves; beside each other they are silent about the same cluster.
@@ -111,9 +114,18 @@ pub(crate) fn troubles(metrics: &[MetricFamily]) -> String {
         let stand = counted(count, "partition stands", "partitions stand");
         text.push_str(&format!("trouble: {stand} still: {names}\n"));
     }
+    if let Some(held_back) = values(HELD_BACK).next() {
+        let count = whole(held_back);
+        let (topics, their) = match count.as_str() {
+            "1" => ("topic that a regex matches is", "its configuration"),
+            _ => ("topics that a regex matches are", "their configurations"),
+        };
+        text.push_str(&format!(
+            "trouble: {count} {topics} not archived, since the cluster does not tell {their}: the log has the names, and what to do\n"
+        ));
+    }
     if let Some(unreachable) = values(UNREACHABLE).next() {
-        // A gauge of whole numbers: nothing is cut off.
-        let count = format!("{:.0}", unreachable.get_gauge().get_value());
+        let count = whole(unreachable);
         let (brokers, it, one) = match count.as_str() {
             "1" => ("broker of the cluster has", "it", "it one"),
             _ => ("brokers of the cluster have", "them", "them one"),
@@ -123,6 +135,11 @@ pub(crate) fn troubles(metrics: &[MetricFamily]) -> String {
         ));
     }
     text
+}
+
+/// The text of a gauge of whole numbers: nothing is cut off.
+fn whole(metric: &Metric) -> String {
+    format!("{:.0}", metric.get_gauge().get_value())
 }
 
 /// `topic/partition` of a metric's labels.
@@ -202,6 +219,31 @@ mod tests {
             told.starts_with(
                 "trouble: the object store has refused every request to write for 31 s"
             )
+        );
+        // Who has no room for the spool, or a segment that is cut short, was sent to his permissions.
+        for cause in ["permissions", "cut short", "local disk"] {
+            assert!(told.contains(cause), "{cause}: {told}");
+        }
+    }
+
+    /// They were in no line: all was ready, and retention removed what nobody archived.
+    #[test]
+    fn topics_that_are_held_back_are_trouble() {
+        let registry = Registry::new();
+        let held_back = IntGauge::new(HELD_BACK, "held back").expect("a metric");
+        registry.register(Box::new(held_back.clone())).expect("new");
+        assert_eq!(troubles(&registry.gather()), "");
+        held_back.set(1);
+        assert_eq!(
+            troubles(&registry.gather()),
+            "trouble: 1 topic that a regex matches is not archived, since the cluster does not tell its configuration: the log has \
+             the names, and what to do\n"
+        );
+        held_back.set(1_200);
+        let told = troubles(&registry.gather());
+        assert!(
+            told.starts_with("trouble: 1200 topics that a regex matches are not archived"),
+            "{told}"
         );
     }
 

@@ -40,11 +40,9 @@ pub(crate) fn start(config: &LogConfig, default_filter: &str) {
     std::panic::set_hook(Box::new(abort_with_words));
 }
 
-/// How the threads are called that sled starts.
-const SLED_THREADS: &str = "sled";
-
 /// A panic is a bug of ours and leaves a task dead that others wait for. The process ends, so that whoever supervises it
-/// starts it anew; the archive is written so that this loses nothing. Where bytes from outside are read it goes on: they
+/// starts it anew; the archive is written so that this loses nothing. It may have been a thread of sled's, which reads its files in
+/// the background, so the next start begins with empty caches: whose it was is not guessed from a thread's name. Where bytes from outside are read it goes on: they
 /// would be read again after each start.
 fn abort_with_words(panic: &PanicHookInfo<'_>) {
     let text = panic_text(panic.payload());
@@ -61,9 +59,7 @@ fn abort_with_words(panic: &PanicHookInfo<'_>) {
         );
         return;
     }
-    if thread.starts_with(SLED_THREADS) {
-        distrust_disk_caches();
-    }
+    distrust_disk_caches();
     error!(
         message = "this is a bug in everlog: the process ends here, nothing that was archived is affected",
         panic = text,
@@ -92,5 +88,44 @@ mod tests {
             done.map_err(|panic| panic.to_string()),
             Err("reading it panicked: damaged".to_owned())
         );
+    }
+
+    /// For the child process: the directory of its cache.
+    const CACHE_DIR: &str = "EVERLOG_TEST_CACHE_DIR";
+
+    /// Of sled's two kinds of threads one was not known by its name ("log flusher"). A panic there ended the process at each start,
+    /// since each met the same damage.
+    #[test]
+    fn a_panic_that_ends_the_process_leaves_a_cache_that_starts_empty() {
+        let name = "a_panic_that_ends_the_process_leaves_a_cache_that_starts_empty";
+        if let Some(dir) = std::env::var_os(CACHE_DIR) {
+            return panic_beside_a_cache(dir.into());
+        }
+        let dir = tempfile::tempdir().expect("a directory");
+        let test = std::env::current_exe().expect("this program");
+        let ended = std::process::Command::new(test)
+            .args([&format!("logging::tests::{name}"), "--exact"])
+            .env(CACHE_DIR, dir.path())
+            .output()
+            .expect("it runs");
+        let signal = std::os::unix::process::ExitStatusExt::signal(&ended.status);
+        assert_eq!(signal, Some(6), "it aborts: {ended:?}");
+        assert!(dir.path().join("nodes-1").exists(), "it had a cache");
+        assert!(dir.path().join("nodes-1.broken").exists());
+    }
+
+    fn panic_beside_a_cache(dir: std::path::PathBuf) {
+        let runtime = tokio::runtime::Runtime::new().expect("a runtime");
+        let options = everlog_index::ArchiveOptions {
+            node_cache_dir: Some(dir),
+            create: true,
+        };
+        let store = std::sync::Arc::new(everlog_store::MemoryStore::new());
+        let opened = runtime.block_on(everlog_index::Archive::open(store, options));
+        let _archive = opened.expect("an archive");
+        std::panic::set_hook(Box::new(abort_with_words));
+        let thread = std::thread::Builder::new().name("log flusher".to_owned());
+        let panicking = thread.spawn(|| panic!("as sled does")).expect("a thread");
+        let _: Result<(), _> = panicking.join();
     }
 }

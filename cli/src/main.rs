@@ -73,14 +73,14 @@ fn run(command: Command) -> anyhow::Result<ExitCode> {
         Command::Archive(flags) => serve(&flags.given, Roles::ARCHIVER),
         Command::Proxy(flags) => serve(&flags.given, Roles::PROXY),
         Command::Inspect(args) => {
-            let config = tool(&args.flags.given)?;
+            let config = tool(&args.flags.given, true)?;
             block_on(command::inspect::inspect(config, args.json)).map(|shown| match shown {
                 Shown::All => ExitCode::SUCCESS,
                 Shown::Part => ExitCode::from(1),
             })
         }
         Command::Verify(args) => {
-            let config = tool(&args.flags.given)?;
+            let config = tool(&args.flags.given, false)?;
             block_on(command::verify::verify(config)).map(|verdict| match verdict {
                 Verdict::Sound => ExitCode::SUCCESS,
                 Verdict::Damaged => ExitCode::from(1),
@@ -114,8 +114,8 @@ fn serve(flags: &FlagLayer, roles: Roles) -> anyhow::Result<ExitCode> {
     block_on(command::serve::serve(config))
 }
 
-fn tool(flags: &FlagLayer) -> Result<ToolConfig, Problems> {
-    let config = ToolConfig::new(layers(flags))?;
+fn tool(flags: &FlagLayer, asks_cluster: bool) -> Result<ToolConfig, Problems> {
+    let config = ToolConfig::new(layers(flags), asks_cluster)?;
     logging::start(&config.log, TOOL_LOG);
     Ok(config)
 }

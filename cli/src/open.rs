@@ -8,8 +8,7 @@ use std::time::Duration;
 use anyhow::{Context as _, Result, bail};
 use everlog_index::{Archive, ArchiveOptions, IndexError};
 use everlog_store::{
-    OpenError, ProbeError, RetryPolicy, S3Credentials, Store, StoreError, StoreOptions, probe,
-    probe_read_only,
+    OpenError, ProbeError, RetryPolicy, S3Credentials, Store, StoreError, StoreOptions,
 };
 use tracing::warn;
 
@@ -97,18 +96,13 @@ pub(crate) async fn store_to_serve(
 /// start and not by the first commit. `create` makes an archive where there is none. While the store does not answer, or
 /// somebody else has to make the archive, this waits: a service must come up by itself.
 pub(crate) async fn open_to_serve(
-    store: Arc<dyn Store>,
+    store: Arc<WatchedStore>,
     create: bool,
     node_cache_dir: PathBuf,
 ) -> Result<Arc<Archive>> {
     let mut pause = RETRY_PAUSE_MIN;
     let report = loop {
-        let probed = if create {
-            probe(store.as_ref()).await
-        } else {
-            probe_read_only(store.as_ref()).await
-        };
-        match probed {
+        match store.probe(create).await {
             Ok(report) => break report,
             Err(err @ ProbeError::Unavailable { .. }) => {
                 warn!(
@@ -125,6 +119,7 @@ pub(crate) async fn open_to_serve(
     for warning in report.warnings {
         warn!(warning, "the store is fit, but");
     }
+    let store: Arc<dyn Store> = store;
     loop {
         let node_cache_dir = Some(node_cache_dir.clone());
         let options = ArchiveOptions {
@@ -188,4 +183,49 @@ async fn store(
         retry,
     };
     everlog_store::open(&place.url, options).await
+}
+
+#[cfg(test)]
+mod tests {
+    use everlog_store::MemoryStore;
+    use everlog_store::faulty::{Fault, FaultyStore, OperationKind};
+
+    use super::*;
+
+    /// Where nothing may be deleted, as careful users of an archive have it, the probe's own deletes were refused. Nothing else
+    /// deletes, so `/healthz` and the metric told of it for as long as the process ran.
+    #[tokio::test]
+    async fn a_store_that_lets_nobody_delete_is_no_trouble() {
+        let faulty = FaultyStore::new(Arc::new(MemoryStore::default()));
+        faulty.on_operation(|operation| match operation.kind {
+            OperationKind::Delete => Fault::Denied,
+            _ => Fault::None,
+        });
+        let store = Arc::new(WatchedStore::new(Arc::new(faulty)));
+        let report = store.probe(true).await.expect("it is fit");
+        assert!(!report.warnings.is_empty(), "its objects stay");
+        let dir = tempfile::tempdir().expect("a directory");
+        open_to_serve(Arc::clone(&store), true, dir.path().to_owned())
+            .await
+            .expect("an archive");
+        for (kind, refused) in store.refusals() {
+            assert_eq!(refused, None, "{kind}");
+        }
+        assert_eq!((store.refused_count(), store.silence()), (0, None));
+    }
+
+    /// What the probe meets must not be lost either: it is the first to ask.
+    #[tokio::test]
+    async fn a_store_that_does_not_answer_the_probe_is_silent() {
+        let faulty = Arc::new(FaultyStore::new(Arc::new(MemoryStore::default())));
+        let store = WatchedStore::new(Arc::clone(&faulty) as Arc<dyn Store>);
+        faulty.on_operation(|_| Fault::Unavailable);
+        while store.silence().is_none() {
+            assert!(store.probe(true).await.is_err());
+            assert!(store.unavailable_count() < 10, "it is never silent");
+        }
+        faulty.on_operation(|_| Fault::None);
+        assert!(store.probe(true).await.is_ok());
+        assert_eq!(store.silence(), None);
+    }
 }

@@ -9,7 +9,10 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use bytes::Bytes;
-use everlog_store::{Body, Digest, Key, ListPage, Put, Store, StoreError, Usage};
+use everlog_store::{
+    Body, Digest, Key, ListPage, ProbeError, ProbeReport, Put, Store, StoreError, Usage, probe,
+    probe_read_only,
+};
 use tokio::time::Instant;
 
 /// One attempt that fails is everyday life in an object store. So many in a row, with no answer in between, are not.
@@ -21,7 +24,8 @@ pub(crate) struct WatchedStore {
     inner: Arc<dyn Store>,
     /// Requests that ended without an answer.
     unavailable: AtomicU64,
-    /// Requests that were refused for good: credentials, permissions, an unknown bucket.
+    /// Requests that were refused for good: credentials, permissions, an unknown bucket; also what is at fault on our side, such
+    /// as a local file that cannot be uploaded.
     refused: AtomicU64,
     last_answer: Mutex<LastAnswer>,
     /// Since when requests of a kind are refused. For each by itself: a store that lets us read may refuse every write.
@@ -70,6 +74,23 @@ impl WatchedStore {
             last_answer: Mutex::new(last_answer),
             refused_since: Mutex::default(),
         }
+    }
+
+    /// Looks whether the store can hold an archive, or only be read from. Of all its requests only the outcome counts here: it
+    /// may be refused what nobody asks for later, such as to delete, and would be in trouble for it for ever.
+    pub(crate) async fn probe(&self, writes: bool) -> Result<ProbeReport, ProbeError> {
+        let inner = self.inner.as_ref();
+        let probed = match writes {
+            true => probe(inner).await,
+            false => probe_read_only(inner).await,
+        };
+        match &probed {
+            Err(ProbeError::Unavailable { .. }) => {
+                self.unavailable.fetch_add(1, Ordering::Relaxed);
+            }
+            Ok(_) | Err(ProbeError::Refused { .. } | ProbeError::Unfit { .. }) => self.answered(),
+        }
+        probed
     }
 
     /// For each kind of request: how long it has been refused, without one that was not in between.
@@ -132,6 +153,11 @@ impl WatchedStore {
                 self.refused_since().remove(&kind);
             }
         }
+        self.answered();
+        result
+    }
+
+    fn answered(&self) {
         let answer = LastAnswer {
             at: Instant::now(),
             failed_attempts: self.failed_attempts(),
@@ -140,7 +166,6 @@ impl WatchedStore {
             .last_answer
             .lock()
             .unwrap_or_else(PoisonError::into_inner) = answer;
-        result
     }
 }
 

@@ -143,6 +143,11 @@ fn inspect_says_why_the_cluster_could_not_be_asked() {
 
 /// A server that answers every ApiVersions as a controller of Kafka 4 does: Fetch is among what it offers, Metadata is not.
 fn controller() -> String {
+    server(&[1, 17, 18, 52, 62, 63])
+}
+
+/// A server that says of itself that it knows the API keys `keys`, if it is asked in the oldest way, and hangs up on all else.
+fn server(keys: &'static [i16]) -> String {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let address = listener.local_addr().unwrap().to_string();
     std::thread::spawn(move || {
@@ -154,12 +159,15 @@ fn controller() -> String {
             }
             let mut request = vec![0; u32::from_be_bytes(len) as usize];
             client.read_exact(&mut request).unwrap();
+            // ApiVersions 0: the answer to a later version is laid out in another way.
+            if request[..4] != [0, 18, 0, 0] {
+                continue;
+            }
             // Correlation id, no error, then each key with its lowest and highest version.
-            let keys: [i16; 6] = [1, 17, 18, 52, 62, 63];
             let mut answer = request[4..8].to_vec();
             answer.extend([0, 0]);
-            answer.extend(6_i32.to_be_bytes());
-            for key in keys {
+            answer.extend(u32::try_from(keys.len()).unwrap().to_be_bytes());
+            for &key in keys {
                 answer.extend([key, 0, 4].map(i16::to_be_bytes).concat());
             }
             let len = u32::try_from(answer.len()).unwrap().to_be_bytes();
@@ -196,6 +204,52 @@ fn a_controller_is_told_from_a_broker() {
     }
 }
 
+/// The advice used to come alone, without a word of what had gone wrong.
+#[test]
+fn inspect_says_what_went_wrong_beside_its_advice() {
+    let dir = tempfile::tempdir().unwrap();
+    let (url, address) = (
+        empty_archive(&dir.path().join("archive")),
+        server(&[1, 3, 18]),
+    );
+    let words = [
+        "inspect",
+        "--archive",
+        &url,
+        "--bootstrap-servers",
+        &address,
+    ];
+    let ran = everlog(dir.path(), &words, &[]);
+    assert_eq!(ran.status, 1, "{}", ran.err);
+    for part in [
+        &format!("{address} does not tell which cluster it is"),
+        "credentials",
+        "the cluster's answer for its id can't be used: there is none in time",
+    ] {
+        assert!(ran.err.contains(part), "{part}: {}", ran.err);
+    }
+}
+
+/// It used to want what only an archiver needs, since the file names a cluster for the proxy that it also serves.
+#[test]
+fn verify_wants_no_credentials_of_a_cluster() {
+    let dir = tempfile::tempdir().unwrap();
+    let url = empty_archive(&dir.path().join("archive"));
+    let file = format!(
+        "archive = \"{url}\"\nbootstrap_servers = \"127.0.0.1:9\"\n\n[kafka.properties]\n\"security.protocol\" = \"SASL_PLAINTEXT\"\n"
+    );
+    std::fs::write(dir.path().join("everlog.toml"), file).unwrap();
+    let ran = everlog(dir.path(), &["verify"], &[]);
+    assert_eq!(ran.status, 0, "{}{}", ran.out, ran.err);
+    let ran = everlog(dir.path(), &["inspect"], &[]);
+    assert_eq!(ran.status, 2, "{}{}", ran.out, ran.err);
+    assert!(
+        ran.err.contains("`sasl.mechanism` is not given"),
+        "{}",
+        ran.err
+    );
+}
+
 /// The tools used to show what the services mean by a flag.
 #[test]
 fn help_says_what_a_flag_means_to_this_command() {
@@ -208,6 +262,11 @@ fn help_says_what_a_flag_means_to_this_command() {
         ("run", "Which topics to archive, and to serve", "to show"),
         ("archive", "Which topics to archive.", "to serve"),
         ("proxy", "Which topics to serve", "topics to archive"),
+        (
+            "proxy",
+            "Compacted, internal and Kafka Streams topics need their plain name",
+            "to show",
+        ),
         ("inspect", "Which topics of the archive to show", "to serve"),
         (
             "inspect",

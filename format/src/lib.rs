@@ -31,4 +31,4 @@ pub use segment::{
     SEGMENT_VERSION, Segment, SegmentError, SegmentIdentity, SegmentOptions, SegmentSummary,
     SegmentWriter,
 };
-pub use selection::{InvalidSelection, TopicSelection};
+pub use selection::{InvalidSelection, TopicSelection, is_compacted};

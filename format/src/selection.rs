@@ -61,6 +61,13 @@ pub enum InvalidSelection {
     },
 }
 
+/// Whether a topic with this `cleanup.policy` (a list of words, parted by commas) is compacted, and so needs its plain name.
+pub fn is_compacted(cleanup_policy: &str) -> bool {
+    cleanup_policy
+        .split(',')
+        .any(|word| word.trim() == "compact")
+}
+
 fn is_plain(text: &str) -> bool {
     text.chars()
         .all(|c| c.is_ascii_alphanumeric() || matches!(c, '.' | '_' | '-'))
@@ -126,11 +133,6 @@ impl TopicSelection {
     /// The plain names, in order: each is expected to exist.
     pub fn plain_names(&self) -> impl Iterator<Item = &TopicName> {
         self.names.iter()
-    }
-
-    /// Whether there is a regex (or everything is meant), so that topics may join later without having been named.
-    pub fn is_open_ended(&self) -> bool {
-        self.everything || !self.patterns.is_empty()
     }
 
     /// What of the operator's words means none of `topics`: a slip, or not there yet.
@@ -325,6 +327,17 @@ mod tests {
         assert!(!parse(&["pay.*", "orders"]).a_regex_matches("orders"));
     }
 
+    /// The proxy used to look for the letters anywhere in the policy, the archiver for the word.
+    #[test]
+    fn compaction_is_a_word_of_the_policy() {
+        for policy in ["compact", "compact,delete", "delete, compact"] {
+            assert!(is_compacted(policy), "{policy:?}");
+        }
+        for policy in ["", "delete", "delete,compacted-elsewhere"] {
+            assert!(!is_compacted(policy), "{policy:?}");
+        }
+    }
+
     #[test]
     fn what_means_no_topic_is_known() {
         let topics = ["orders", "payments", "app-x-changelog"];
@@ -357,7 +370,6 @@ mod tests {
         let selection = parse(&["orders", "pay.*", "b,a"]);
         assert_eq!(selection.to_string(), "a, b, orders, pay.*");
         assert!(selection.is_plain_name("a") && !selection.is_plain_name("pay.*"));
-        assert!(selection.is_open_ended() && !parse(&["a"]).is_open_ended());
         assert_eq!(selection.plain_names().count(), 3);
     }
 }

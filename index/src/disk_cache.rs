@@ -101,7 +101,8 @@ impl DiskCache {
 }
 
 /// Marks all caches that this process has opened as broken, so that the next start empties them. For a process that is
-/// about to end because a thread of sled's own has panicked: left alone, each start would meet the same damage.
+/// about to end because of a panic that nobody contains. It may be one of sled's own threads ("sled-io-N" and "log flusher" in
+/// sled 0.34) that met damage: left alone, each start would meet the same.
 pub fn distrust_disk_caches() {
     MARKERS
         .lock()

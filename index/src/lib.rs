@@ -39,5 +39,5 @@ pub use entry::{DataEntry, Entry, EntryKind, EpochStart, HoleReason};
 pub use keys::segment_key;
 pub use shared::{Random, Tuning};
 pub use snapshot::{Lookup, Snapshot, Totals};
-pub use verify::{CommitInfo, Named, Verifier};
+pub use verify::{Named, Verifier};
 pub use writer::{Appended, Writer, WriterError};

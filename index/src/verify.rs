@@ -8,8 +8,7 @@ use std::collections::{HashSet, VecDeque};
 use std::sync::Arc;
 
 use everlog_format::{Hash, OffsetRange, PartitionKey};
-use everlog_store::{Key, StoreError};
-use sha2::{Digest, Sha256};
+use everlog_store::Key;
 
 use crate::canonical::corrupt;
 use crate::chain::Chain;
@@ -18,9 +17,6 @@ use crate::node::{Node, NodeBody};
 use crate::node_cache::fetch;
 use crate::wire::Child;
 use crate::{Archive, DataEntry, EntryKind, IndexError, Snapshot, keys};
-
-/// How much of a segment is in memory while it is hashed, in bytes.
-const PIECE_BYTES: u64 = 8 << 20;
 
 /// Something that the chain names and that has just been checked, or is for the caller to check.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -35,7 +31,7 @@ pub enum Named {
         /// Its object.
         key: Key,
     },
-    /// A segment that an entry names. Its object has not been read yet: see [`Verifier::rehash`].
+    /// A segment that an entry names. Its object has not been read.
     Segment {
         /// Its object.
         key: Key,
@@ -46,30 +42,12 @@ pub enum Named {
     },
 }
 
-/// One commit that is kept.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct CommitInfo {
-    /// Its number, from 0.
-    pub number: u64,
-    /// Its object.
-    pub key: Key,
-    /// The SHA-256 of its bytes.
-    pub hash: Hash,
-    /// The hash of the commit before; `None` for number 0.
-    pub previous: Option<Hash>,
-    /// Its size in bytes.
-    pub bytes: u64,
-    /// Why it was made.
-    pub kind: CommitKind,
-}
-
 /// One walk over one chain, from the newest commit down to the oldest that is kept.
 #[derive(Debug)]
 pub struct Verifier {
     chain: Chain,
     /// Numbers still to come, newest first.
     numbers: VecDeque<u64>,
-    newest: Option<u64>,
     after: Option<Arc<Snapshot>>,
     /// A rewrite or sweep lies above: what is only named below may be gone.
     may_be_gone: bool,
@@ -79,58 +57,15 @@ pub struct Verifier {
 }
 
 impl Archive {
-    /// Every commit that is kept, oldest first: each one is read, and checked against the one before. Empty if there is
-    /// none, or if the topic is unknown.
-    pub async fn commits(&self, key: &PartitionKey) -> Result<Vec<CommitInfo>, IndexError> {
-        let Some(chain) = self.chain(key).await? else {
-            return Ok(Vec::new());
-        };
-        let mut numbers = chain.all_numbers().await?;
-        numbers.reverse();
-        let mut commits: Vec<CommitInfo> = Vec::with_capacity(numbers.len());
-        let mut before: Option<Arc<Snapshot>> = None;
-        for number in numbers {
-            let Some(found) = chain.get(number).await? else {
-                if before.is_none() {
-                    // Pruned since the listing: the oldest may go while we read.
-                    continue;
-                }
-                return Err(IndexError::Missing {
-                    what: name(key, number),
-                });
-            };
-            let bytes = found.bytes.len() as u64;
-            let snapshot = chain.snapshot(found);
-            if let Some(before) = &before {
-                snapshot
-                    .commit()
-                    .check_follows(before.commit(), before.hash())
-                    .map_err(|why| corrupt(&name(key, number), why))?;
-            }
-            commits.push(CommitInfo {
-                number,
-                key: keys::commit(key, number),
-                hash: snapshot.hash(),
-                previous: snapshot.commit().previous,
-                bytes,
-                kind: snapshot.kind(),
-            });
-            before = Some(snapshot);
-        }
-        Ok(commits)
-    }
-
     /// Begins to verify a partition; `None` if its topic is unknown.
     pub async fn verifier(&self, key: &PartitionKey) -> Result<Option<Verifier>, IndexError> {
         let Some(chain) = self.chain(key).await? else {
             return Ok(None);
         };
         let numbers: VecDeque<u64> = chain.all_numbers().await?.into();
-        let newest = numbers.front().copied();
         Ok(Some(Verifier {
             chain,
             numbers,
-            newest,
             after: None,
             may_be_gone: false,
             nodes: Vec::new(),
@@ -141,16 +76,6 @@ impl Archive {
 }
 
 impl Verifier {
-    /// How many commits are kept.
-    pub fn commit_count(&self) -> usize {
-        self.numbers.len()
-    }
-
-    /// The number of the newest one; `None` if there is no commit.
-    pub fn newest_number(&self) -> Option<u64> {
-        self.newest
-    }
-
     /// The next object; `Ok(None)` at the end. After an error the walk can go on behind what is damaged.
     pub async fn next(&mut self) -> Result<Option<Named>, IndexError> {
         loop {
@@ -241,42 +166,6 @@ impl Verifier {
                 range: entry.range,
                 data: data.clone(),
             });
-        }
-    }
-
-    /// Reads a segment piece by piece and compares its bytes with its name. `progress` is told how many bytes were read.
-    pub async fn rehash(
-        &self,
-        key: &Key,
-        data: &DataEntry,
-        mut progress: impl FnMut(u64) + Send,
-    ) -> Result<(), IndexError> {
-        let store = &self.chain.shared.store;
-        let mut hasher = Sha256::new();
-        let mut start = 0;
-        while start < data.bytes {
-            let end = data.bytes.min(start + PIECE_BYTES);
-            let piece = match store.get_range(key, start..end).await {
-                Ok(piece) => piece,
-                Err(StoreError::NotFound { .. }) => {
-                    return Err(IndexError::Missing {
-                        what: key.to_string(),
-                    });
-                }
-                Err(other) => return Err(other.into()),
-            };
-            hasher.update(&piece);
-            progress(end - start);
-            start = end;
-        }
-        let found = Hash::from_digest(hasher.finalize().into());
-        if found == data.hash {
-            Ok(())
-        } else {
-            Err(corrupt(
-                key.as_str(),
-                format!("its first {} bytes hash to {found}", data.bytes),
-            ))
         }
     }
 }

@@ -68,7 +68,7 @@ pub(crate) async fn discover(
                     unanswered.add(host, *port, gone);
                 }
                 Ok(Err(Asked::Controller)) => unanswered.add(host, *port, IsController),
-                Err(_elapsed) => unanswered.add(host, *port, NoAnswer),
+                Err(_elapsed) => unanswered.add(host, *port, NoAnswer(ANSWER_MAX)),
             }
         }
         if unanswered.is_controllers_only() {

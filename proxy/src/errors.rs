@@ -41,22 +41,37 @@ impl HistoryError {
         error_code(self) == ResponseError::KafkaStorageError
     }
 
-    /// Whether time alone cures it: a store that is slow or away, a replica or an archiver that is behind. What does not
-    /// pass waits for somebody who mends it, whatever the client is told.
+    /// Whether the newest commit names what is not there. A replica that is behind catches up, and what was deleted never
+    /// comes back: from here they look the same.
+    pub(crate) fn is_absence(&self) -> bool {
+        match self {
+            HistoryError::Replay(error) => matches!(error, ReplayError::Missing { .. }),
+            HistoryError::Index(error) => matches!(error.as_ref(), IndexError::Missing { .. }),
+            HistoryError::Slow
+            | HistoryError::Hole
+            | HistoryError::NotYet
+            | HistoryError::NoTopic
+            | HistoryError::NoLiveStart => false,
+        }
+    }
+
+    /// Whether time alone cures it: a store that is slow or away, an archiver that is behind. What does not pass, or may
+    /// not, waits for somebody who mends it, whatever the client is told.
     pub(crate) fn passes(&self) -> bool {
         match self {
             HistoryError::Replay(error) => match error {
-                ReplayError::Unavailable { .. }
-                | ReplayError::Missing { .. }
-                | ReplayError::NotCovered { .. } => true,
-                ReplayError::Refused { .. }
+                ReplayError::Unavailable { .. } | ReplayError::NotCovered { .. } => true,
+                ReplayError::Missing { .. }
+                | ReplayError::Refused { .. }
                 | ReplayError::Corrupt { .. }
                 | ReplayError::Unsupported { .. } => false,
             },
             HistoryError::Index(error) => match error.as_ref() {
-                IndexError::Store(StoreError::Unavailable { .. } | StoreError::NotFound { .. })
-                | IndexError::Missing { .. } => true,
-                IndexError::Store(StoreError::Refused { .. })
+                IndexError::Store(StoreError::Unavailable { .. } | StoreError::NotFound { .. }) => {
+                    true
+                }
+                IndexError::Missing { .. }
+                | IndexError::Store(StoreError::Refused { .. })
                 | IndexError::NoArchive { .. }
                 | IndexError::Unsupported { .. }
                 | IndexError::Corrupt { .. } => false,

@@ -7,10 +7,13 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use bytes::Bytes;
-use everlog_format::{Offset, OffsetRange, PartitionKey, TopicSelection, empty_batch};
-use everlog_index::{Archive, Freshness, HoleReason, IndexError, Snapshot};
+use everlog_format::{
+    Offset, OffsetRange, PartitionKey, TopicSelection, empty_batch, is_compacted,
+};
+use everlog_index::{Archive, Freshness, HoleReason, Snapshot};
 use futures::FutureExt;
 use futures::stream::{self, StreamExt};
+use kafka_protocol::messages::TopicName;
 use tokio::time::{Instant, timeout, timeout_at};
 use tracing::{error, warn};
 
@@ -26,6 +29,14 @@ const LOOK_MAX: Duration = Duration::from_secs(2);
 /// Partitions of one request that are looked up at the same time.
 const LOOKS_MAX: usize = 32;
 
+/// A partition whose archive is looked for.
+#[derive(Clone, Debug)]
+pub(crate) struct Sought {
+    /// What its topic is called, for those who read of trouble.
+    pub(crate) topic: TopicName,
+    pub(crate) key: PartitionKey,
+}
+
 /// What is known of one partition's archive.
 #[derive(Clone, Debug)]
 pub(crate) enum Chain {
@@ -33,7 +44,8 @@ pub(crate) enum Chain {
     None,
     /// Its newest known commit.
     Known(Arc<Snapshot>),
-    /// The archive did not say. Only the cluster can be asked, and its OFFSET_OUT_OF_RANGE means nothing.
+    /// The archive did not say. Only the cluster can be asked, and its OFFSET_OUT_OF_RANGE means nothing. The error was counted
+    /// and told when it came.
     Unknown(HistoryError),
 }
 
@@ -98,18 +110,18 @@ impl History {
     /// while the store is away, and no client waits for that.
     pub(crate) async fn chains(
         &self,
-        keys: Vec<Option<PartitionKey>>,
+        sought: Vec<Option<Sought>>,
         freshness: Freshness,
         limit: Duration,
     ) -> Vec<Chain> {
         let until = Instant::now() + limit.min(LOOK_MAX);
-        let chain = |key: Option<PartitionKey>| async move {
-            match key {
-                Some(key) => self.chain_until(&key, freshness, until).await,
+        let chain = |sought: Option<Sought>| async move {
+            match sought {
+                Some(Sought { topic, key }) => self.chain(&topic, &key, freshness, until).await,
                 None => Chain::None,
             }
         };
-        stream::iter(keys)
+        stream::iter(sought)
             .map(chain)
             .buffered(LOOKS_MAX)
             .collect()
@@ -117,39 +129,38 @@ impl History {
     }
 
     /// The newest commit of a partition whose topic is selected by name.
-    pub(crate) async fn chain(&self, key: &PartitionKey, freshness: Freshness) -> Chain {
-        self.chain_until(key, freshness, Instant::now() + LOOK_MAX)
-            .await
+    async fn chain(
+        &self,
+        topic: &str,
+        key: &PartitionKey,
+        freshness: Freshness,
+        until: Instant,
+    ) -> Chain {
+        match self.look(key, freshness, until).await {
+            Ok(Some(snapshot)) if self.serves(&snapshot) => Chain::Known(snapshot),
+            Ok(_) => Chain::None,
+            Err(error) => Chain::Unknown(self.failed(topic, key.partition.get(), error)),
+        }
     }
 
-    async fn chain_until(&self, key: &PartitionKey, freshness: Freshness, until: Instant) -> Chain {
-        let subject = Subject::from(key);
+    async fn look(
+        &self,
+        key: &PartitionKey,
+        freshness: Freshness,
+        until: Instant,
+    ) -> Result<Option<Arc<Snapshot>>, HistoryError> {
         let (archive, key) = (Arc::clone(&self.archive), key.clone());
         let mut look = Box::pin(async move { archive.snapshot(&key, freshness).await });
         let looked = match (&mut look).now_or_never() {
             Some(looked) => looked,
-            None if until <= Instant::now() => {
-                return Chain::Unknown(self.failed(&subject, HistoryError::Slow));
-            }
+            None if until <= Instant::now() => return Err(HistoryError::Slow),
             // Spawned, so that a look that takes longer than this request may wait helps the next one.
             None => match timeout_at(until, tokio::spawn(look)).await {
                 Ok(Ok(looked)) => looked,
-                Ok(Err(_)) | Err(_) => {
-                    return Chain::Unknown(self.failed(&subject, HistoryError::Slow));
-                }
+                Ok(Err(_)) | Err(_) => return Err(HistoryError::Slow),
             },
         };
-        self.judge(&subject, looked)
-    }
-
-    fn judge(&self, subject: &Subject, looked: Result<Option<Arc<Snapshot>>, IndexError>) -> Chain {
-        match looked {
-            Ok(Some(snapshot)) if self.serves(&snapshot) => Chain::Known(snapshot),
-            Ok(_) => Chain::None,
-            Err(error) => {
-                Chain::Unknown(self.failed(subject, HistoryError::Index(Arc::new(error))))
-            }
-        }
+        looked.map_err(|error| HistoryError::Index(Arc::new(error)))
     }
 
     /// A compacted topic needs its plain name: its archive holds values that the topic itself has let go of.
@@ -158,7 +169,7 @@ impl History {
         let compacted = topic
             .configs
             .get("cleanup.policy")
-            .is_some_and(|policy| policy.contains("compact"));
+            .is_some_and(|policy| is_compacted(policy));
         snapshot.covered().is_some() && self.topics.matches(topic.name.as_str(), compacted)
     }
 
@@ -172,19 +183,18 @@ impl History {
         let read = match self.replay.read(snapshot, from, max_bytes).await {
             // Replaced by a newer commit, or pruned with it: the newest one knows where it went.
             Err(ReplayError::Missing { .. } | ReplayError::NotCovered { .. }) => {
-                match self
-                    .chain(snapshot.key(), Freshness::Within(Duration::ZERO))
-                    .await
-                {
+                let (topic, until) = (snapshot.topic().name.as_str(), Instant::now() + LOOK_MAX);
+                let newest = Freshness::Within(Duration::ZERO);
+                match self.chain(topic, snapshot.key(), newest, until).await {
                     Chain::Known(newer) => self.finish(&newer, from, max_bytes).await,
                     Chain::None => Err(HistoryError::NotYet),
-                    Chain::Unknown(error) => Err(error),
+                    Chain::Unknown(error) => return Err(error),
                 }
             }
             Ok(slice) => self.past_holes(snapshot, from, max_bytes, slice).await,
             Err(error) => Err(error.into()),
         };
-        read.map_err(|error| self.failed(&Subject::from(&**snapshot), error))
+        read.map_err(|error| self.failed_on(snapshot, error))
     }
 
     async fn finish(
@@ -212,8 +222,8 @@ impl History {
         };
         if let AbsenceCause::Lost(reason) = absence.cause {
             self.metrics.holes_met.inc();
-            let (subject, hole) = (Subject::from(&**snapshot), HistoryError::Hole);
-            if self.is_due(&subject, &hole) {
+            let (topic, partition) = (snapshot.topic().name.as_str(), snapshot.key().partition);
+            if self.is_due(topic, partition.get(), &HistoryError::Hole) {
                 self.log_hole(snapshot, absence.range, reason);
             }
             if self.on_hole == OnHole::Fail {
@@ -298,28 +308,45 @@ impl History {
     ) -> Result<T, HistoryError> {
         let read = timeout(limit, read).await.map_err(|_| HistoryError::Slow);
         read.and_then(|read| read.map_err(HistoryError::from))
-            .map_err(|error| self.failed(&Subject::from(snapshot), error))
+            .map_err(|error| self.failed_on(snapshot, error))
     }
 
-    fn is_due(&self, subject: &Subject, error: &HistoryError) -> bool {
+    fn is_due(&self, topic: &str, partition: i32, error: &HistoryError) -> bool {
+        let subject = Subject {
+            topic: topic.to_owned(),
+            partition,
+        };
         // What was told is whole at any time, also after a panic elsewhere.
         let mut told = self.told.lock().unwrap_or_else(PoisonError::into_inner);
-        told.is_due(error.label(), subject, error.passes(), Instant::now())
+        told.is_due(error.label(), &subject, error.passes(), Instant::now())
     }
 
-    /// Counts a failure, and logs it unless it was logged just now.
-    pub(crate) fn failed(&self, subject: &Subject, error: HistoryError) -> HistoryError {
+    fn failed_on(&self, snapshot: &Snapshot, error: HistoryError) -> HistoryError {
+        let (topic, partition) = (snapshot.topic().name.as_str(), snapshot.key().partition);
+        self.failed(topic, partition.get(), error)
+    }
+
+    /// Counts a failure, and logs it unless it was logged just now. Once for each: what a [`Chain::Unknown`] holds has been
+    /// here.
+    pub(crate) fn failed(&self, topic: &str, partition: i32, error: HistoryError) -> HistoryError {
         self.metrics
             .archive_failures
             .with_label_values(&[error.label()])
             .inc();
         // A hole was told where it was met.
-        if matches!(error, HistoryError::Hole) || !self.is_due(subject, &error) {
+        if matches!(error, HistoryError::Hole) || !self.is_due(topic, partition, &error) {
             return error;
         }
-        let Subject { topic, partition } = subject;
         let cause = &error as &dyn Error;
-        if error.passes() {
+        if error.is_absence() {
+            error!(
+                topic,
+                partition,
+                error = cause,
+                "an object that the archive's newest commit names is not there: this copy of the archive is behind, or the object \
+                 was deleted and its records with it. Clients wait and ask again; `everlog verify` tells how far it reaches"
+            );
+        } else if error.passes() {
             warn!(
                 topic,
                 partition,

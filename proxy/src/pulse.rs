@@ -20,7 +20,8 @@ pub(crate) const ASK_EVERY: Duration = Duration::from_secs(10);
 /// A silence is told when it begins, and again after so long.
 const TELL_AGAIN: Duration = Duration::from_secs(60);
 
-/// Asks until it is dropped. `answered` is when the cluster answered last. `servers` are asked in this order until one answers.
+/// Asks until it is dropped. `answered` is when the cluster answered last. `servers` are asked, the first ones first, until one
+/// answers; after `every` without an answer it is a silence, however many they are.
 pub(crate) async fn watch(
     servers: impl Fn() -> Vec<(String, u16)>,
     mut answered: Instant,
@@ -32,7 +33,7 @@ pub(crate) async fn watch(
     loop {
         sleep(every.saturating_sub(answered.elapsed())).await;
         let asked = Instant::now();
-        match greet_any(&servers(), &budget).await {
+        match greet_any(&servers(), every, &budget).await {
             Ok(()) => {
                 answered = Instant::now();
                 silent_seconds.set(0.0);
@@ -62,7 +63,7 @@ mod tests {
     use std::sync::{Arc, Mutex};
 
     use super::*;
-    use crate::reach::tests::server;
+    use crate::reach::tests::{frozen, server};
 
     async fn wait_for(gauge: &Gauge, wanted: impl Fn(f64) -> bool) {
         let reached = async {
@@ -100,6 +101,25 @@ mod tests {
         let broker = server(vec![0, 1, 3, 18]).await;
         *servers.lock().expect("whole") = vec![gone, broker];
         wait_for(&gauge, |seconds| seconds == 0.0).await;
+        watching.abort();
+    }
+
+    /// The gauge stood at 0 until each server had had its 10 s: for minutes where many are frozen.
+    #[tokio::test]
+    async fn a_large_cluster_is_silent_as_soon_as_a_small_one() {
+        let gauge = Gauge::new("silent", "silent").expect("a gauge");
+        let mut servers = Vec::new();
+        for _ in 0..30 {
+            servers.push(frozen().await);
+        }
+        let watching = tokio::spawn(watch(
+            move || servers.clone(),
+            Instant::now(),
+            Duration::from_millis(500),
+            gauge.clone(),
+            Budget::new(1 << 20),
+        ));
+        wait_for(&gauge, |seconds| 0.5 < seconds).await;
         watching.abort();
     }
 }

@@ -4,13 +4,16 @@
 //! credentials. Used before nodes are looked for, by the pulse, and by the tools, whose Kafka library only says that there was
 //! no answer.
 
+use std::collections::{BTreeMap, HashSet};
 use std::error::Error;
 use std::fmt;
+use std::io;
 use std::time::Duration;
 
+use futures::stream::{FuturesUnordered, StreamExt};
 use kafka_protocol::messages::{ApiKey, ApiVersionsRequest, ApiVersionsResponse};
 use kafka_protocol::protocol::StrBytes;
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout, timeout_at};
 
 use crate::budget::Budget;
 use crate::config::{ProxyError, bootstrap_servers};
@@ -21,7 +24,11 @@ use crate::upstream::{self, Gone, Upstream};
 /// One whole question and answer.
 pub(crate) const ANSWER_MAX: Duration = Duration::from_secs(10);
 
-pub(crate) const CLIENT_ID: StrBytes = StrBytes::from_static_str("everlog-proxy");
+/// While a server is silent the next one is asked after this long, sooner if they are many.
+const APART_MAX: Duration = Duration::from_millis(250);
+
+/// Of the archiver and the tools too: not more than that.
+pub(crate) const CLIENT_ID: StrBytes = StrBytes::from_static_str("everlog");
 
 /// An answer to ApiVersions has some hundred bytes.
 const BUDGET_BYTES: u64 = 1 << 20;
@@ -78,11 +85,11 @@ pub(crate) struct IsController;
 
 /// It was silent for too long.
 #[derive(Debug, thiserror::Error)]
-#[error("connected, but no answer within {} s", ANSWER_MAX.as_secs())]
-pub(crate) struct NoAnswer;
+#[error("connected, but no answer within {0:.0?}")]
+pub(crate) struct NoAnswer(pub(crate) Duration);
 
-/// Asks `servers` (`HOST:PORT`, parted by commas) one after the other until a broker answers. With TLS (by `protocol`, as
-/// librdkafka's `security.protocol` has it) a connection is all that is tried.
+/// Asks `servers` (`HOST:PORT`, parted by commas) until a broker answers, for 10 s at most. With TLS (by `protocol`, as
+/// librdkafka's `security.protocol` has it) a connection is all that is tried, at one after the other.
 pub async fn reach(servers: &str, protocol: Option<&str>) -> Result<(), ReachError> {
     let is_plain = protocol.is_none_or(|protocol| {
         let protocol = protocol.to_ascii_uppercase();
@@ -91,7 +98,7 @@ pub async fn reach(servers: &str, protocol: Option<&str>) -> Result<(), ReachErr
     let servers = bootstrap_servers(servers)?;
     let budget = Budget::new(BUDGET_BYTES);
     let reached = if is_plain {
-        greet_any(&servers, &budget).await
+        greet_any(&servers, ANSWER_MAX, &budget).await
     } else {
         connect_any(&servers).await
     };
@@ -120,37 +127,68 @@ async fn connect_any(servers: &[(String, u16)]) -> Result<(), Unanswered> {
     Err(unanswered)
 }
 
-/// Until one answers as a broker does.
+/// Until one answers as a broker does, for `limit` at most.
+///
+/// One that is silent does not hold up the next: all are asked in the first half of the time. Where the first one answers, it
+/// is the only one.
 pub(crate) async fn greet_any(
     servers: &[(String, u16)],
+    limit: Duration,
     budget: &Budget,
 ) -> Result<(), Unanswered> {
-    let mut unanswered = Unanswered::default();
-    for (host, port) in servers {
-        match timeout(ANSWER_MAX, greet(host, *port, budget)).await {
-            Ok(Ok(offered)) if is_controller(&offered) => unanswered.add(host, *port, IsController),
-            Ok(Ok(_)) => return Ok(()),
-            Ok(Err(Gone::Io(error))) => unanswered.add(host, *port, error),
-            Ok(Err(gone)) => unanswered.add(host, *port, gone),
-            Err(_elapsed) => unanswered.add(host, *port, NoAnswer),
+    let until = Instant::now() + limit;
+    let mut seen = HashSet::new();
+    let servers: Vec<_> = servers.iter().filter(|it| seen.insert(*it)).collect();
+    let count = u32::try_from(servers.len()).unwrap_or(u32::MAX).max(1);
+    let mut to_ask = servers.iter().enumerate();
+    let (mut asked, mut reasons) = (FuturesUnordered::new(), BTreeMap::new());
+    loop {
+        let mut pause = limit;
+        if let Some((index, (host, port))) = to_ask.next() {
+            asked.push(async move { (index, greet(host, *port, until, budget).await) });
+            pause = APART_MAX.min(limit / 2 / count);
         }
+        match timeout(pause, asked.next()).await {
+            Ok(Some((_, Ok(())))) => return Ok(()),
+            Ok(Some((index, Err(reason)))) => {
+                reasons.insert(index, reason);
+            }
+            Ok(None) => break,
+            Err(_elapsed) => {}
+        }
+    }
+    let mut unanswered = Unanswered::default();
+    for ((host, port), reason) in servers.into_iter().zip(reasons.into_values()) {
+        unanswered.add(host, *port, reason);
     }
     Err(unanswered)
 }
 
-async fn greet(host: &str, port: u16, budget: &Budget) -> Result<ApiVersionsResponse, Gone> {
-    let stream = upstream::connect(host, port).await?;
+async fn greet(host: &str, port: u16, until: Instant, budget: &Budget) -> Result<(), BoxError> {
+    let stream = timeout_at(until, upstream::connect(host, port))
+        .await
+        .map_err(|_| io::Error::new(io::ErrorKind::TimedOut, "no connection in time"))??;
+    let left = until.saturating_duration_since(Instant::now());
     let patience = Patience {
-        idle: ANSWER_MAX,
-        progress: ANSWER_MAX,
+        idle: left,
+        progress: left,
     };
     let (mut upstream, replies) = upstream::open(stream, budget.clone(), patience);
-    let mut offered = std::pin::pin!(offered(&mut upstream));
-    tokio::select! {
-        biased;
-        offered = &mut offered => offered,
-        // The answer may have come together with the end.
-        gone = replies.run() => offered.await.map_err(|_| gone),
+    let answer = async {
+        let mut offered = std::pin::pin!(offered(&mut upstream));
+        tokio::select! {
+            biased;
+            offered = &mut offered => offered,
+            // The answer may have come together with the end.
+            gone = replies.run() => offered.await.map_err(|_| gone),
+        }
+    };
+    match timeout_at(until, answer).await {
+        Ok(Ok(offered)) if is_controller(&offered) => Err(IsController.into()),
+        Ok(Ok(_)) => Ok(()),
+        Ok(Err(Gone::Io(error))) => Err(error.into()),
+        Ok(Err(gone)) => Err(gone.into()),
+        Err(_elapsed) => Err(NoAnswer(left).into()),
     }
 }
 
@@ -178,6 +216,19 @@ pub(crate) mod tests {
     use super::*;
     use crate::wire;
 
+    /// Takes connections and says nothing on them.
+    pub(crate) async fn frozen() -> (String, u16) {
+        let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
+        let address = listener.local_addr().expect("bound");
+        tokio::spawn(async move {
+            let mut held = Vec::new();
+            while let Ok((client, _)) = listener.accept().await {
+                held.push(client);
+            }
+        });
+        (address.ip().to_string(), address.port())
+    }
+
     /// Answers whatever is asked with these APIs.
     pub(crate) async fn server(keys: Vec<i16>) -> (String, u16) {
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
@@ -203,6 +254,22 @@ pub(crate) mod tests {
             }
         });
         (address.ip().to_string(), address.port())
+    }
+
+    /// Of the archiver and the tools it used to be the proxy's.
+    #[tokio::test]
+    async fn brokers_see_the_products_name() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
+        let address = listener.local_addr().expect("bound").to_string();
+        let asking = tokio::spawn(async move { reach(&address, None).await.is_ok() });
+        let (mut client, _) = listener.accept().await.expect("a client");
+        let len = client.read_i32().await.expect("a length");
+        let mut request = vec![0; usize::try_from(len).expect("a length")];
+        client.read_exact(&mut request).await.expect("a request");
+        // Behind key, version and correlation id.
+        assert_eq!(request[8..], *b"\0\x07everlog");
+        drop(client);
+        assert!(!asking.await.expect("no panic"));
     }
 
     async fn told(servers: &[(String, u16)]) -> Unanswered {
@@ -238,6 +305,45 @@ pub(crate) mod tests {
         let list = format!("127.0.0.1:{port},{}:{}", broker.0, broker.1);
         assert!(reach(&list, None).await.is_ok(), "one is enough");
         assert!(reach(&list, Some("ssl")).await.is_ok());
+    }
+
+    /// They used to be asked one after the other, each for up to 10 s.
+    #[tokio::test]
+    async fn who_is_silent_holds_up_nobody() {
+        let mut servers = Vec::new();
+        for _ in 0..12 {
+            servers.push(frozen().await);
+        }
+        // Named by the operator and by the cluster.
+        servers.push(servers[0].clone());
+        let (budget, begun) = (Budget::new(1 << 20), Instant::now());
+        let limit = Duration::from_secs(2);
+        let unanswered = greet_any(&servers, limit, &budget).await;
+        let unanswered = unanswered.expect_err("all are silent").to_string();
+        assert!(begun.elapsed() < 2 * limit, "{:?}", begun.elapsed());
+        let (host, port) = &servers[0];
+        let first = format!("{host}:{port}: connected, but no answer within 2s");
+        assert!(unanswered.starts_with(&first), "{unanswered}");
+        assert_eq!(unanswered.matches("no answer").count(), 12);
+        servers.push(server(vec![0, 1, 3, 18]).await);
+        let begun = Instant::now();
+        assert!(greet_any(&servers, ANSWER_MAX, &budget).await.is_ok());
+        assert!(begun.elapsed() < ANSWER_MAX / 2 + APART_MAX);
+    }
+
+    /// A sound cluster has no more to do with it than before.
+    #[tokio::test]
+    async fn who_answers_is_the_only_one_asked() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
+        let address = listener.local_addr().expect("bound");
+        let servers = [
+            server(vec![0, 1, 3, 18]).await,
+            (address.ip().to_string(), address.port()),
+        ];
+        let budget = Budget::new(1 << 20);
+        assert!(greet_any(&servers, ANSWER_MAX, &budget).await.is_ok());
+        let second = timeout(Duration::from_millis(100), listener.accept()).await;
+        assert!(second.is_err(), "the second one was asked as well");
     }
 
     #[tokio::test]

@@ -5,8 +5,6 @@
 use std::collections::HashMap;
 use std::time::Duration;
 
-use everlog_format::PartitionKey;
-use everlog_index::Snapshot;
 use tokio::time::Instant;
 
 /// The same trouble of the same partition is told at most this often.
@@ -23,24 +21,6 @@ pub(crate) struct Subject {
     /// Its name, or its id where the name is not known.
     pub(crate) topic: String,
     pub(crate) partition: i32,
-}
-
-impl From<&PartitionKey> for Subject {
-    fn from(key: &PartitionKey) -> Subject {
-        Subject {
-            topic: key.incarnation.topic_id.to_string(),
-            partition: key.partition.get(),
-        }
-    }
-}
-
-impl From<&Snapshot> for Subject {
-    fn from(snapshot: &Snapshot) -> Subject {
-        Subject {
-            topic: snapshot.topic().name.as_str().to_owned(),
-            partition: snapshot.key().partition.get(),
-        }
-    }
 }
 
 /// What was told a short while ago.

@@ -111,7 +111,9 @@ enum Asker {
 /// Connects to the first address of `host` that answers.
 pub(crate) async fn connect(host: &str, port: u16) -> io::Result<TcpStream> {
     let mut last = io::Error::new(io::ErrorKind::NotFound, "the name has no address");
-    let addresses = timeout(CONNECT_TIMEOUT, lookup_host((host, port))).await??;
+    let addresses = timeout(CONNECT_TIMEOUT, lookup_host((host, port)))
+        .await
+        .map_err(|_| too_slow("no answer from the name server"))??;
     for address in addresses {
         match connect_to(address).await {
             Ok(stream) => return Ok(stream),
@@ -122,9 +124,16 @@ pub(crate) async fn connect(host: &str, port: u16) -> io::Result<TcpStream> {
 }
 
 async fn connect_to(address: SocketAddr) -> io::Result<TcpStream> {
-    let stream = timeout(CONNECT_TIMEOUT, TcpStream::connect(address)).await??;
+    let stream = timeout(CONNECT_TIMEOUT, TcpStream::connect(address))
+        .await
+        .map_err(|_| too_slow("no connection"))??;
     tune(&stream)?;
     Ok(stream)
+}
+
+fn too_slow(what: &str) -> io::Error {
+    let limit = CONNECT_TIMEOUT.as_secs();
+    io::Error::new(io::ErrorKind::TimedOut, format!("{what} within {limit} s"))
 }
 
 /// No delay for small frames, and an end for peers that vanished without a word.
@@ -330,6 +339,27 @@ mod tests {
 
     use super::*;
     use crate::shape;
+
+    /// It used to be told in tokio's words, "deadline has elapsed".
+    #[cfg(target_os = "linux")]
+    #[tokio::test]
+    async fn dropped_packets_are_told_as_no_connection() {
+        // Linux drops what comes when nobody has taken the connections before.
+        let full = tokio::net::TcpSocket::new_v4().expect("a socket");
+        full.bind("127.0.0.1:0".parse().expect("an address"))
+            .expect("a port");
+        let full = full.listen(1).expect("a listener");
+        let port = full.local_addr().expect("bound").port();
+        let mut waiting = Vec::new();
+        let error = loop {
+            match connect("127.0.0.1", port).await {
+                Ok(stream) => waiting.push(stream),
+                Err(error) => break error,
+            }
+            assert!(waiting.len() < 10, "all are taken");
+        };
+        assert_eq!(error.to_string(), "no connection within 3 s");
+    }
 
     /// It used to wait for room as a client's answer does: a fetch that held all of it and then asked where the log
     /// starts waited for itself.

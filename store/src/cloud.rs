@@ -3,8 +3,8 @@
 //! Its own repetition is off, for the reasons given in [`crate::retry`]. It takes a body only as a whole: a segment
 //! is held in memory while it goes up, one at a time.
 //!
-//! Not run against the real services so far. `az` has passed the contract on Azurite (`examples/contract.rs`), `gs` only on a
-//! server of our own (`tests/google.rs`).
+//! Not run against the real services so far. `az` keeps the contract on the emulator Azurite (the end-to-end tests), `gs`
+//! on a server of our own (`tests/google.rs`).
 
 mod http;
 

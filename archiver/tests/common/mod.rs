@@ -2,13 +2,12 @@
 #![expect(clippy::disallowed_methods, reason = "the tests wait in real time")]
 #![allow(dead_code, reason = "each test binary uses a part")]
 
-use std::collections::BTreeMap;
 use std::io::{self, Write};
 use std::path::Path;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use everlog_archiver::{Archiver, ArchiverConfig, ArchiverError};
+use everlog_archiver::{Archiver, ArchiverConfig, ArchiverError, KafkaProperties};
 use everlog_format::{
     Offset, Partition, PartitionKey, Record, RowGroupReader, Segment, TopicSelection,
 };
@@ -58,7 +57,7 @@ pub(crate) fn log_of(topic: &str) -> String {
 pub(crate) fn config(bootstrap: &str, topics: &[&str], spool: &Path) -> ArchiverConfig {
     ArchiverConfig {
         bootstrap_servers: bootstrap.to_owned(),
-        kafka_properties: BTreeMap::new(),
+        kafka_properties: KafkaProperties::default(),
         topics: TopicSelection::parse(topics).unwrap(),
         group_id: "everlog-archiver".to_owned(),
         instance_id: "test".to_owned(),

@@ -15,7 +15,7 @@ use std::sync::{Arc, OnceLock};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context as _, Result, bail};
-use everlog_archiver::{Archiver, ArchiverConfig, Cluster, TopicNow};
+use everlog_archiver::{Archiver, ArchiverConfig, Cluster, KafkaProperties, TopicNow};
 use everlog_format::{Incarnation, Partition, PartitionKey, TopicSelection};
 use everlog_index::{Archive, Freshness, Snapshot};
 use everlog_proxy::{OnHole, Proxy, ProxyConfig};
@@ -196,7 +196,7 @@ fn start_archiver(
     let memory = memory_split(MEMORY_BYTES, Roles::BOTH).context("the demo's memory is enough")?;
     let config = ArchiverConfig {
         bootstrap_servers: servers.to_owned(),
-        kafka_properties: BTreeMap::new(),
+        kafka_properties: KafkaProperties::default(),
         topics: TopicSelection::parse(&[TOPIC])?,
         group_id: "everlog-archiver".to_owned(),
         instance_id: "demo".to_owned(),

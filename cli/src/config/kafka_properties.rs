@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use everlog_archiver::REFUSED_PROPERTIES;
+use everlog_archiver::{ArchiverConfig, KafkaProperties, REFUSED_PROPERTIES};
 use rdkafka::ClientConfig;
 use rdkafka::error::KafkaError;
 use rdkafka::types::RDKafkaConfRes;
@@ -90,7 +90,7 @@ fn refusal(name: &str, value: &str) -> Option<Refusal> {
 pub(crate) fn check(
     written: &BTreeMap<String, Raw>,
     problems: &mut Vec<Problem>,
-) -> BTreeMap<String, String> {
+) -> KafkaProperties {
     let mut properties = BTreeMap::new();
     for (name, raw) in written {
         let value = raw.texts.concat();
@@ -101,7 +101,29 @@ pub(crate) fn check(
             }
         }
     }
-    properties
+    properties.into_iter().collect()
+}
+
+/// Tries them together, as an archiver with this memory in bytes would have them, if each of them was fine by itself. Of what
+/// does not fit together librdkafka tells one thing at a time.
+pub(crate) fn check_together(
+    written: &BTreeMap<String, Raw>,
+    properties: &KafkaProperties,
+    memory_bytes: u64,
+    problems: &mut Vec<Problem>,
+) {
+    if properties.len() < written.len() {
+        return;
+    }
+    let Err(err) = ArchiverConfig::try_clients(properties, memory_bytes) else {
+        return;
+    };
+    let message = err.to_string();
+    let named = written.iter().find(|(name, _)| message.contains(*name));
+    problems.push(match named.or_else(|| written.iter().next()) {
+        Some((_, raw)) => Problem::new(&raw.origin, message),
+        None => Problem::missing(message),
+    });
 }
 
 /// Who signs in (by SASL) has to say how, and as whom. Without a mechanism librdkafka takes Kerberos (GSSAPI), which is not built
@@ -240,6 +262,28 @@ mod tests {
         assert_eq!(told(&[sasl, plain, user, ("sasl.password", "x")]), "");
         assert!(told(&[sasl, ("sasl.mechanism", "GSSAPI")]).contains("Kerberos"));
         assert_eq!(told(&[sasl, ("sasl.mechanism", "OAUTHBEARER")]), "");
+    }
+
+    #[test]
+    fn what_does_not_fit_together_is_told_with_its_place() {
+        let raw = |text: &str, line: usize| Raw {
+            texts: vec![text.to_owned()],
+            origin: Origin::Flag(format!("everlog.toml:{line}")),
+            in_file: false,
+        };
+        let written = BTreeMap::from([
+            ("client.rack".to_owned(), raw("a", 3)),
+            ("session.timeout.ms".to_owned(), raw("700000", 4)),
+        ]);
+        let mut problems = Vec::new();
+        let properties = check(&written, &mut problems);
+        assert_eq!(problems, [], "each by itself is fine");
+        check_together(&written, &properties, 256 << 20, &mut problems);
+        let told = problems.first().map(Problem::to_string).unwrap_or_default();
+        assert!(
+            told.starts_with("everlog.toml:4") && told.contains("session.timeout.ms"),
+            "{told}"
+        );
     }
 
     #[test]

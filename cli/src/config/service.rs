@@ -8,9 +8,10 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use everlog_archiver::KafkaProperties;
 use everlog_format::TopicSelection;
 
-use super::kafka_properties::check_sign_in;
+use super::kafka_properties::{check_sign_in, check_together};
 use super::layers::Origin;
 use super::memory::{self, MemorySplit};
 use super::setting::setting;
@@ -60,7 +61,7 @@ pub(crate) struct ArchivePlace {
 pub(crate) struct ServiceConfig {
     pub(crate) roles: Roles,
     pub(crate) bootstrap_servers: String,
-    pub(crate) properties: BTreeMap<String, String>,
+    pub(crate) properties: KafkaProperties,
     pub(crate) archive: ArchivePlace,
     pub(crate) topics: TopicSelection,
     pub(crate) data_dir: Option<PathBuf>,
@@ -84,7 +85,7 @@ pub(crate) struct ToolConfig {
     /// `None`: all.
     pub(crate) topics: Option<TopicSelection>,
     pub(crate) bootstrap_servers: Option<String>,
-    pub(crate) properties: BTreeMap<String, String>,
+    pub(crate) properties: KafkaProperties,
     pub(crate) log: LogConfig,
 }
 
@@ -152,8 +153,8 @@ fn group_of(archive_url: &str) -> String {
 }
 
 impl ToolConfig {
-    /// Everything that is wrong comes back at once.
-    pub(crate) fn new(mut layers: Layers) -> Result<ToolConfig, Problems> {
+    /// Everything that is wrong comes back at once. `asks_cluster`: whether the command talks to Kafka where it is told of one.
+    pub(crate) fn new(mut layers: Layers, asks_cluster: bool) -> Result<ToolConfig, Problems> {
         let mut problems = std::mem::take(&mut layers.problems);
         let values = Values::parse(&layers.merged, &mut problems);
         check_archive(&values, &layers, &mut problems);
@@ -164,7 +165,8 @@ impl ToolConfig {
                 "an archive in memory ends with its process: there is nothing to look at",
             ));
         }
-        if values.bootstrap_servers.is_some() {
+        // A file that serves a proxy, too, names a cluster, and signs in nowhere.
+        if asks_cluster && values.bootstrap_servers.is_some() {
             check_sign_in(&layers.merged.properties, &mut problems);
         }
         match values.archive {
@@ -281,7 +283,15 @@ fn check_service(values: &Values, layers: &Layers, roles: Roles, problems: &mut 
     }
     // A proxy of its own signs in nowhere: clients do, through it.
     if roles.archiver {
-        check_sign_in(&layers.merged.properties, problems);
+        let written = &layers.merged.properties;
+        let before = problems.len();
+        check_sign_in(written, problems);
+        // Who does not say how to sign in would hear of it twice.
+        if problems.len() == before
+            && let Some(memory) = memory::split(values.memory_bytes, roles)
+        {
+            check_together(written, &values.properties, memory.archiver_bytes, problems);
+        }
     }
     if roles.proxy {
         check_proxy(values, layers, problems);

@@ -130,7 +130,7 @@ const TOPICS_TO_ARCHIVE: &str = "Which topics to archive. May be repeated; comma
      name.";
 const TOPICS_TO_SERVE: &str = "Which topics to serve from the archive; of all others clients get what the cluster has. May be \
      repeated; commas part plain names. Only A-Z a-z 0-9 . _ - make a plain name: anything else is a regex on the whole name. \
-     Internal and Kafka Streams topics need their plain name.";
+     Compacted, internal and Kafka Streams topics need their plain name.";
 const TOPICS_TO_SHOW: &str = "Which topics of the archive to show. May be repeated; commas part plain names. Only A-Z a-z 0-9 . _ - \
      make a plain name: anything else is a regex on the whole name. One that finds nothing is told, and the exit status is 1. \
      Internal and Kafka Streams topics need their plain name.";

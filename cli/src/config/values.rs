@@ -8,6 +8,7 @@ use std::path::PathBuf;
 use std::str::FromStr;
 use std::time::Duration;
 
+use everlog_archiver::KafkaProperties;
 use everlog_format::TopicSelection;
 
 use super::layers::{Layer, Origin, Raw};
@@ -84,7 +85,7 @@ pub(crate) struct Values {
     pub(crate) metrics: Option<SocketAddr>,
     pub(crate) log: LogConfig,
     pub(crate) s3: S3,
-    pub(crate) properties: BTreeMap<String, String>,
+    pub(crate) properties: KafkaProperties,
 }
 
 impl Values {

@@ -68,7 +68,8 @@ async fn nodes_are_there_after_a_restart() {
     }
 }
 
-/// What the process does when a thread of sled's has panicked.
+/// The marker is what is left of a process that ended by a panic ([`crate::distrust_disk_caches`]; here it would reach the caches
+/// of all tests of this process).
 #[tokio::test]
 async fn a_cache_that_is_distrusted_starts_empty() {
     let dir = tempfile::tempdir().unwrap();

@@ -18,7 +18,6 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use everlog_format::PartitionKey;
 use everlog_index::{Freshness, Snapshot};
 use futures::stream::{self, StreamExt};
 use kafka_protocol::messages::list_offsets_response::ListOffsetsPartitionResponse;
@@ -28,10 +27,9 @@ use tokio::time::Instant;
 use crate::connection::Answer;
 use crate::conversation::{Conversation, EARLIEST, Failed};
 use crate::errors::{HistoryError, error_code};
-use crate::history::{Chain, History};
+use crate::history::{Chain, History, Sought};
 use crate::replay::TimestampHit;
 use crate::shape;
-use crate::told::Subject;
 use crate::topics::NameAge;
 use crate::upstream::{Frame, Gone};
 use crate::wire::{self, Prefix};
@@ -44,10 +42,10 @@ const MAX_TIMESTAMP: i64 = -3;
 /// A commit that was looked for this long ago is new enough.
 const FRESH: Freshness = Freshness::Within(Duration::from_secs(10));
 
-/// For the whole request. Clients give up after 30 s; version 10 says how long they wait.
+/// For all that the archive is asked in a request. Clients give up after 30 s; version 10 says how long they wait.
 const LIMIT_MAX: Duration = Duration::from_secs(20);
 
-/// For the chains of all partitions together.
+/// For one look at the chains of all partitions together.
 const LOOK_MAX: Duration = Duration::from_secs(2);
 
 /// Partitions whose archives are searched at the same time.
@@ -68,13 +66,14 @@ pub(crate) async fn answer(
     let mut response: ListOffsetsResponse =
         wire::decode_response(KEY, version, &shape::LIST_OFFSETS_RESPONSE, &bytes)
             .map_err(Gone::from)?;
-    let searches = searches(conversation, &request, &response).await?;
     let limit = match u64::try_from(request.timeout_ms) {
         Ok(limit) if version >= 10 && limit > 0 => Duration::from_millis(limit).min(LIMIT_MAX),
         _ => LIMIT_MAX,
     };
-    // One deadline for all of it: a limit for each partition would add up to more than any client waits.
+    // One deadline for all that the archive is asked: a limit for each partition would add up to more than any client waits.
+    // How long the broker takes is its own business.
     let until = begun + limit;
+    let searches = searches(conversation, &request, &response, until).await?;
     let mut found = search_all(&conversation.shared.history, &searches, until).await;
     mind_the_gap(conversation, &searches, &mut found, until).await?;
     for topic in &mut response.topics {
@@ -109,15 +108,8 @@ type Found = HashMap<Place, Result<Option<TimestampHit>, HistoryError>>;
 struct Search {
     question: i64,
     /// `None` only beside [`Chain::Unknown`].
-    key: Option<PartitionKey>,
+    sought: Option<Sought>,
     chain: Chain,
-}
-
-fn subject(topic: &TopicName, partition: i32) -> Subject {
-    Subject {
-        topic: topic.to_string(),
-        partition,
-    }
 }
 
 /// One question that the archive can answer too.
@@ -131,6 +123,7 @@ async fn searches(
     conversation: &mut Conversation,
     request: &ListOffsetsRequest,
     response: &ListOffsetsResponse,
+    until: Instant,
 ) -> Result<Searches, Gone> {
     let mut found = HashMap::new();
     let questions = questions(request, response, &conversation.shared.history);
@@ -152,27 +145,28 @@ async fn searches(
         conversation.learn_ids(names(), NameAge::Now).await?;
     }
     let tells = conversation.tells_topics(false).await?;
-    let key = |question: &Question| {
-        let (name, partition) = (&question.topic, question.partition);
-        conversation.topics.key_of(name, partition)
+    let sought = |question: &Question| {
+        let (topic, partition) = (question.topic.clone(), question.partition);
+        let key = conversation.topics.key_of(&topic, partition)?;
+        Some(Sought { topic, key })
     };
-    let keys: Vec<_> = questions.iter().map(key).collect();
+    let sought: Vec<_> = questions.iter().map(sought).collect();
     let history = &conversation.shared.history;
-    let chains = newest_chains(history, keys.clone()).await;
-    for ((question, key), chain) in questions.into_iter().zip(keys).zip(chains) {
+    let chains = newest_chains(history, sought.clone(), until).await;
+    for ((question, sought), chain) in questions.into_iter().zip(sought).zip(chains) {
         let may_have_one = tells && !conversation.topics.lacks_id(&question.topic);
-        let chain = match (&key, chain) {
+        let chain = match (&sought, chain) {
             // Which topic it is was not told, so it is not known either that it has no history.
             (None, _) if may_have_one => {
-                let subject = subject(&question.topic, question.partition);
-                Chain::Unknown(history.failed(&subject, HistoryError::NoTopic))
+                let (topic, partition) = (&question.topic, question.partition);
+                Chain::Unknown(history.failed(topic, partition, HistoryError::NoTopic))
             }
             (_, Chain::None) => continue,
             (_, chain) => chain,
         };
         let search = Search {
             question: question.timestamp,
-            key,
+            sought,
             chain,
         };
         found.insert((question.topic, question.partition), search);
@@ -182,15 +176,20 @@ async fn searches(
 
 /// A commit may be 10 s old. That there is none may not: whoever asks for the earliest offset just after the first
 /// commit would begin behind it.
-async fn newest_chains(history: &History, keys: Vec<Option<PartitionKey>>) -> Vec<Chain> {
-    let mut chains = history.chains(keys.clone(), FRESH, LOOK_MAX).await;
+async fn newest_chains(
+    history: &History,
+    sought: Vec<Option<Sought>>,
+    until: Instant,
+) -> Vec<Chain> {
+    let left = || LOOK_MAX.min(until.saturating_duration_since(Instant::now()));
+    let mut chains = history.chains(sought.clone(), FRESH, left()).await;
     let doubted: Vec<usize> = (0..chains.len())
-        .filter(|index| keys[*index].is_some() && matches!(chains[*index], Chain::None))
+        .filter(|index| sought[*index].is_some() && matches!(chains[*index], Chain::None))
         .collect();
-    let asked = doubted.iter().map(|index| keys[*index].clone()).collect();
+    let asked = doubted.iter().map(|index| sought[*index].clone()).collect();
     // Once a second at most: the index sees to that.
     let newest = Freshness::Within(Duration::ZERO);
-    let again = history.chains(asked, newest, LOOK_MAX).await;
+    let again = history.chains(asked, newest, left()).await;
     for (index, chain) in doubted.into_iter().zip(again) {
         chains[index] = chain;
     }
@@ -287,29 +286,29 @@ async fn mind_the_gap(
             Some(start) if reaches(&search.chain, start) => {}
             Some(start) => behind.push((place, search, start)),
             None => {
-                let failed = history.failed(&subject(&place.0, place.1), HistoryError::NoLiveStart);
+                let failed = history.failed(&place.0, place.1, HistoryError::NoLiveStart);
                 found.insert(place, Err(failed));
             }
         }
     }
-    let keys = behind.iter().map(|(_, search, _)| search.key.clone());
+    let sought = behind.iter().map(|(_, search, _)| search.sought.clone());
     let left = until.saturating_duration_since(Instant::now());
     let newest = Freshness::Within(Duration::ZERO);
-    let chains = history.chains(keys.collect(), newest, left).await;
+    let chains = history.chains(sought.collect(), newest, left).await;
     let mut newer = Searches::new();
     for ((place, search, start), chain) in behind.into_iter().zip(chains) {
         match chain {
             Chain::Known(_) if reaches(&chain, start) => {
-                let (question, key) = (search.question, search.key.clone());
+                let (question, sought) = (search.question, search.sought.clone());
                 let search = Search {
                     question,
-                    key,
+                    sought,
                     chain,
                 };
                 newer.insert(place, search);
             }
             Chain::Known(_) | Chain::None => {
-                let failed = history.failed(&subject(&place.0, place.1), HistoryError::NotYet);
+                let failed = history.failed(&place.0, place.1, HistoryError::NotYet);
                 found.insert(place, Err(failed));
             }
             Chain::Unknown(error) => {

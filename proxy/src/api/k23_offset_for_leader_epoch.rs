@@ -18,6 +18,7 @@ use tokio::time::{Duration, Instant, timeout_at};
 
 use crate::connection::Answer;
 use crate::conversation::{Conversation, Failed};
+use crate::history::Sought;
 use crate::shape;
 use crate::topics::NameAge;
 use crate::upstream::{Frame, Gone};
@@ -83,7 +84,12 @@ async fn sharpen(
             let key = conversation
                 .topics
                 .key_of(&topic.topic, partition.partition);
-            asked.push((&topic.topic, partition, key));
+            let topic = &topic.topic;
+            let sought = key.map(|key| Sought {
+                topic: topic.clone(),
+                key,
+            });
+            asked.push((topic, partition, sought));
         }
     }
     let mut answers: HashMap<(TopicName, i32), &mut EpochEndOffset> = HashMap::new();
@@ -95,9 +101,9 @@ async fn sharpen(
         }
     }
     let until = Instant::now() + LIMIT;
-    let keys = asked.iter().map(|(.., key)| key.clone()).collect();
+    let sought = asked.iter().map(|(.., sought)| sought.clone()).collect();
     let history = &shared.history;
-    let chains = history.chains(keys, Freshness::Known, LIMIT).await;
+    let chains = history.chains(sought, Freshness::Known, LIMIT).await;
     for ((topic, asked, _), chain) in asked.into_iter().zip(chains) {
         let answer = answers.get_mut(&(topic.clone(), asked.partition));
         let Some((answer, snapshot)) = answer.zip(chain.snapshot()) else {

@@ -241,6 +241,11 @@ impl Permit {
         self.bytes
     }
 
+    /// Takes over the room of `other`, which is of the same share.
+    pub(super) fn absorb(&mut self, mut other: Permit) {
+        self.bytes += std::mem::take(&mut other.bytes);
+    }
+
     /// Counts `bytes` from now on. Growing never waits: see the slack above.
     pub(super) fn resize(&mut self, bytes: u64) {
         {

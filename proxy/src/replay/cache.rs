@@ -121,7 +121,7 @@ impl Cache {
         }
     }
 
-    fn try_room(&self, share: Share, bytes: u64, need: Need) -> Option<Permit> {
+    pub(super) fn try_room(&self, share: Share, bytes: u64, need: Need) -> Option<Permit> {
         let mut held = self.held();
         let idle_since = self
             .now()

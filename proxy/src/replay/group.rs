@@ -3,8 +3,8 @@
 
 use std::collections::BTreeMap;
 use std::ops::Range;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use bytes::Bytes;
 use everlog_format::{
@@ -74,7 +74,13 @@ impl GroupRef {
 pub(super) struct Stored {
     pub(super) bytes: Bytes,
     /// Covers the bytes, and the decoder while there may be one.
-    pub(super) permit: std::sync::Mutex<Permit>,
+    pub(super) permit: Mutex<Permit>,
+}
+
+impl Stored {
+    pub(super) fn permit(&self) -> MutexGuard<'_, Permit> {
+        self.permit.lock().unwrap_or_else(PoisonError::into_inner)
+    }
 }
 
 /// Decodes a row group from `at` on.

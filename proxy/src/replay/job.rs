@@ -4,7 +4,7 @@
 //! again), and ends when nothing is wanted any more. A failure is told to all who wait and leaves nothing behind.
 
 use std::sync::atomic::{AtomicBool, AtomicU64};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 
 use everlog_format::{
     Offset, OffsetRange, RowGroupReader, SegmentError, contain_panic, encode_batches,
@@ -211,6 +211,14 @@ impl Cache {
         at: Offset,
         need: Need,
     ) -> Result<(), ReplayError> {
+        if decoder.is_none() && !self.has_decoder_room(&stored, need) {
+            self.with_group(group, |state| match need {
+                // Loading waits for room for both, and holds nothing meanwhile.
+                Need::Demand => state.drop_stored(),
+                Need::Ahead => state.abandon_ahead(),
+            });
+            return Ok(());
+        }
         let Some(room) = self.room(Share::Batches, expected_bytes(group), need).await else {
             self.with_group(group, |state| {
                 state.put_back(decoder);
@@ -251,10 +259,23 @@ impl Cache {
             } else {
                 decoder_bytes
             };
-            let mut permit = stored.permit.lock().unwrap_or_else(PoisonError::into_inner);
-            permit.resize(stored.bytes.len() as u64 + open);
+            stored.permit().resize(stored.bytes.len() as u64 + open);
         });
         Ok(())
+    }
+
+    /// Sees to it that there is room for a decoder of `stored`: with one that has come to the end, its room went as well.
+    fn has_decoder_room(&self, stored: &Stored, need: Need) -> bool {
+        let wanted = stored.bytes.len() as u64 + DECODER_BYTES;
+        let held = stored.permit().bytes();
+        if held >= wanted {
+            return true;
+        }
+        let Some(more) = self.try_room(Share::Stored, wanted - held, need) else {
+            return false;
+        };
+        stored.permit().absorb(more);
+        true
     }
 }
 

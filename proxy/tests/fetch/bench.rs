@@ -75,6 +75,7 @@ pub(crate) struct Bench {
     pub(crate) max_bytes: Arc<Mutex<i32>>,
     client: TcpStream,
     proxy: SocketAddr,
+    registry: prometheus::Registry,
     pub(crate) bed: support::Bed,
     _dir: tempfile::TempDir,
 }
@@ -335,9 +336,8 @@ impl Bench {
         } else {
             Arc::clone(&bed.archive)
         };
-        let proxy = Proxy::bind(config, archive, &prometheus::Registry::new())
-            .await
-            .unwrap();
+        let registry = prometheus::Registry::new();
+        let proxy = Proxy::bind(config, archive, &registry).await.unwrap();
         let address = proxy.local_addr();
         // Until the test's runtime ends.
         tokio::spawn(proxy.run(CancellationToken::new()));
@@ -348,6 +348,7 @@ impl Bench {
             max_bytes,
             client,
             proxy: address,
+            registry,
             bed,
             _dir: dir,
         }
@@ -383,6 +384,20 @@ impl Bench {
     pub(crate) async fn reconnect(&mut self) -> TcpStream {
         let fresh = TcpStream::connect(self.proxy).await.unwrap();
         std::mem::replace(&mut self.client, fresh)
+    }
+
+    /// Failures of the archive of one kind so far.
+    pub(crate) fn failures(&self, kind: &str) -> f64 {
+        let families = self.registry.gather();
+        let failures = families
+            .iter()
+            .find(|family| family.name() == "everlog_proxy_archive_failures_total");
+        let metrics = failures.map_or(&[][..], |family| family.get_metric());
+        let is_kind = |metric: &&prometheus::proto::Metric| {
+            metric.get_label().iter().any(|label| label.value() == kind)
+        };
+        let metric = metrics.iter().find(is_kind);
+        metric.map_or(0.0, |metric| metric.get_counter().get_value())
     }
 
     pub(crate) async fn fetch(&mut self, version: i16, offset: i64) -> FetchResponse {

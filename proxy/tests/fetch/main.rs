@@ -8,6 +8,7 @@ mod support;
 mod bench;
 mod crowd;
 mod identity;
+mod told;
 mod trouble;
 
 use bench::{Bench, LIVE, Log, TRIMMED, offsets};

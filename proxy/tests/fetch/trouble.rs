@@ -97,6 +97,29 @@ async fn a_search_for_many_partitions_ends_when_the_client_wants_it() {
     assert!(took < Duration::from_secs(2), "{took:?}");
 }
 
+/// Looking for the chains had 2 s of its own, whatever the client wanted.
+#[tokio::test]
+async fn a_look_for_the_archive_ends_when_the_client_wants_it() {
+    let mut bench = Bench::apart(TRIMMED).await;
+    bench
+        .bed
+        .store
+        .on_operation(|_| Fault::Delayed(Duration::from_secs(60)));
+    let partition = ListOffsetsPartition::default().with_timestamp(-2);
+    let topic = ListOffsetsTopic::default()
+        .with_name(StrBytes::from_static_str("orders").into())
+        .with_partitions(vec![partition]);
+    let request = ListOffsetsRequest::default()
+        .with_replica_id((-1).into())
+        .with_topics(vec![topic])
+        .with_timeout_ms(300);
+    let begun = Instant::now();
+    let response: ListOffsetsResponse = bench.ask(ApiKey::ListOffsets, 10, &request).await;
+    let took = begun.elapsed();
+    assert_eq!(response.topics[0].partitions[0].error_code, 56);
+    assert!(took < Duration::from_millis(1500), "{took:?}");
+}
+
 #[tokio::test]
 async fn an_archive_that_is_away_is_never_the_clusters_own_earliest() {
     let mut bench = Bench::start(TRIMMED).await;

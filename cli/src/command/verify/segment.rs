@@ -4,7 +4,7 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use bytes::Bytes;
-use everlog_format::{Hash, OffsetRange, RowGroupReader, Segment, contain_panic};
+use everlog_format::{Hash, OffsetRange, Panicked, RowGroupReader, Segment, contain_panic};
 use everlog_index::DataEntry;
 use everlog_store::{Key, Store, StoreError};
 use indicatif::ProgressBar;
@@ -58,22 +58,23 @@ pub(super) async fn check(
         Ok(tail) => tail,
         Err(err) => return unread(store, key, data, &err).await,
     };
+    let mut state = State::new(range);
     let segment = match contain_panic(|| Segment::parse(&tail, data.bytes)) {
-        Ok(Ok(segment)) => Arc::new(segment),
+        Ok(Ok(segment)) => Some(Arc::new(segment)),
         Ok(Err(err)) => return damage(all_causes(&err)),
-        Err(panic) => return damage(panic.to_string()),
+        Err(panic) => {
+            state.trouble = Some(Trouble::Panicked(panic));
+            None
+        }
     };
-    if let Some(why) = wrong_identity(&segment, target, range) {
+    if let Some(segment) = &segment
+        && let Some(why) = wrong_identity(segment, target, range)
+    {
         return damage(why);
     }
-    let pieces = match pieces(&segment, footer_start) {
+    let pieces = match pieces(segment.as_deref(), footer_start) {
         Ok(pieces) => pieces,
         Err(why) => return damage(why),
-    };
-    let mut state = State {
-        hasher: Sha256::new(),
-        tally: Tally::new(range),
-        trouble: None,
     };
     for piece in pieces {
         let bytes = match store.get_range(key, piece.bytes.clone()).await {
@@ -81,14 +82,16 @@ pub(super) async fn check(
             Err(err) => return unread(store, key, data, &err).await,
         };
         bar.inc(bytes.len() as u64);
-        let segment = Arc::clone(&segment);
+        let group = segment.clone().zip(piece.row_group);
         // Hashing and decoding 8 MiB takes tens of milliseconds: too long to hold up a thread that others wait for.
         let taken = tokio::task::spawn_blocking(move || {
-            contain_panic(|| state.take(&segment, piece.row_group, bytes))
+            state.take(&bytes, |tally| match &group {
+                Some((segment, index)) => decode(tally, segment, *index, bytes.clone()),
+                None => Ok(()),
+            })
         });
         state = match taken.await {
-            Ok(Ok(state)) => state,
-            Ok(Err(panic)) => return damage(panic.to_string()),
+            Ok(state) => state,
             Err(err) => {
                 return Some(Finding::Unchecked {
                     what: key.to_string(),
@@ -99,7 +102,7 @@ pub(super) async fn check(
     }
     bar.inc(tail.len() as u64);
     state.hasher.update(&tail);
-    match conclude(key, state, data) {
+    match state.conclude(key, data) {
         None => too_long(store, key, data).await,
         found => found,
     }
@@ -153,23 +156,6 @@ async fn too_long(store: &Arc<dyn Store>, key: &Key, data: &DataEntry) -> Option
     }
 }
 
-/// The hash says most: with it right, a wrong figure is the index's.
-fn conclude(key: &Key, state: State, data: &DataEntry) -> Option<Finding> {
-    let hash = Hash::from_digest(state.hasher.finalize().into());
-    let why = if hash != data.hash {
-        Some(format!(
-            "its bytes hash to {hash}, and the index says {}: they were changed after they were written",
-            data.hash
-        ))
-    } else {
-        state.trouble.or_else(|| state.tally.difference(data))
-    };
-    why.map(|why| Finding::Damage {
-        what: key.to_string(),
-        why,
-    })
-}
-
 fn wrong_identity(segment: &Segment, target: &Target, range: OffsetRange) -> Option<String> {
     let (identity, key) = (segment.identity(), &target.key);
     if identity.incarnation != key.incarnation || identity.partition != key.partition {
@@ -201,10 +187,11 @@ struct Piece {
     row_group: Option<usize>,
 }
 
-/// `[0, end)` without a gap: the row groups, and what lies between them.
-fn pieces(segment: &Segment, end: u64) -> Result<Vec<Piece>, String> {
-    let row_groups = segment.row_groups().iter().map(|group| group.bytes.clone());
-    lay_out(row_groups, end).ok_or_else(|| "its row groups overlap or leave the file".to_owned())
+/// `[0, end)` without a gap: the row groups, as far as they are known, and what lies between them.
+fn pieces(segment: Option<&Segment>, end: u64) -> Result<Vec<Piece>, String> {
+    let row_groups = segment.into_iter().flat_map(Segment::row_groups);
+    lay_out(row_groups.map(|group| group.bytes.clone()), end)
+        .ok_or_else(|| "its row groups overlap or leave the file".to_owned())
 }
 
 fn lay_out(row_groups: impl Iterator<Item = Range<u64>>, end: u64) -> Option<Vec<Piece>> {
@@ -240,39 +227,94 @@ struct State {
     hasher: Sha256,
     tally: Tally,
     /// The first thing that would not decode. Hashing goes on: the hash tells whether the bytes or the writer are at fault.
-    trouble: Option<String>,
+    trouble: Option<Trouble>,
+}
+
+enum Trouble {
+    /// The decoder or the tally says that it is wrong.
+    Wrong(String),
+    /// The decoder itself failed. That tells nothing of the bytes.
+    Panicked(Panicked),
 }
 
 impl State {
-    fn take(mut self, segment: &Arc<Segment>, row_group: Option<usize>, bytes: Bytes) -> State {
-        self.hasher.update(&bytes);
-        if let (Some(index), None) = (row_group, &self.trouble) {
-            self.trouble = self.decode(segment, index, bytes).err();
+    fn new(range: OffsetRange) -> State {
+        State {
+            hasher: Sha256::new(),
+            tally: Tally::new(range),
+            trouble: None,
+        }
+    }
+
+    /// Hashes the next bytes, and decodes them unless there was trouble before.
+    fn take(
+        mut self,
+        bytes: &Bytes,
+        decode: impl FnOnce(&mut Tally) -> Result<(), String>,
+    ) -> State {
+        self.hasher.update(bytes);
+        if self.trouble.is_none() {
+            self.trouble = match contain_panic(|| decode(&mut self.tally)) {
+                Ok(Ok(())) => None,
+                Ok(Err(why)) => Some(Trouble::Wrong(why)),
+                Err(panic) => Some(Trouble::Panicked(panic)),
+            };
         }
         self
     }
 
-    fn decode(&mut self, segment: &Arc<Segment>, index: usize, bytes: Bytes) -> Result<(), String> {
-        let in_group = |text: String| format!("row group {index}: {text}");
-        let mut reader =
-            RowGroupReader::new(segment, index, bytes).map_err(|err| in_group(all_causes(&err)))?;
-        while let Some(slice) = reader
-            .next_slice(SLICE_RAW_BYTES)
-            .map_err(|err| in_group(all_causes(&err)))?
-        {
-            let mut headers = Vec::new();
-            for record in 0..slice.len() {
-                self.tally
-                    .add(&slice.get(record, &mut headers))
-                    .map_err(in_group)?;
-            }
+    /// The hash says most: with it right, a wrong figure is the index's, and a panic is ours.
+    fn conclude(self, key: &Key, data: &DataEntry) -> Option<Finding> {
+        let hash = Hash::from_digest(self.hasher.finalize().into());
+        let what = key.to_string();
+        let damage = |why: String| Finding::Damage {
+            what: what.clone(),
+            why,
+        };
+        if hash != data.hash {
+            return Some(damage(format!(
+                "its bytes hash to {hash}, and the index says {}: they were changed after they were written",
+                data.hash
+            )));
         }
-        Ok(())
+        match self.trouble {
+            None => self.tally.difference(data).map(damage),
+            Some(Trouble::Wrong(why)) => Some(damage(why)),
+            Some(Trouble::Panicked(panic)) => Some(Finding::Unchecked {
+                what,
+                why: format!("its bytes are as they were written, but {panic}: a bug in everlog"),
+            }),
+        }
     }
+}
+
+fn decode(
+    tally: &mut Tally,
+    segment: &Arc<Segment>,
+    index: usize,
+    bytes: Bytes,
+) -> Result<(), String> {
+    let in_group = |text: String| format!("row group {index}: {text}");
+    let mut reader =
+        RowGroupReader::new(segment, index, bytes).map_err(|err| in_group(all_causes(&err)))?;
+    while let Some(slice) = reader
+        .next_slice(SLICE_RAW_BYTES)
+        .map_err(|err| in_group(all_causes(&err)))?
+    {
+        let mut headers = Vec::new();
+        for record in 0..slice.len() {
+            tally
+                .add(&slice.get(record, &mut headers))
+                .map_err(in_group)?;
+        }
+    }
+    Ok(())
 }
 
 #[cfg(test)]
 mod tests {
+    use everlog_format::Offset;
+
     use super::*;
 
     #[test]
@@ -300,6 +342,64 @@ mod tests {
                 .collect::<Vec<_>>(),
             [0, 1, 2]
         );
+    }
+
+    /// It used to be damage before the hash was known, with the advice to put the object back as it was.
+    #[test]
+    fn a_panic_of_the_decoder_is_damage_only_if_the_bytes_were_changed() {
+        let offset = |raw| Offset::new(raw).expect("not negative");
+        let range = OffsetRange::new(offset(0), offset(2)).expect("not empty");
+        let pieces = [Bytes::from_static(b"one"), Bytes::from_static(b"two")];
+        let data = DataEntry {
+            hash: Hash::of(b"onetwo"),
+            records: 2,
+            bytes: 6,
+            raw_bytes: 2,
+            min_timestamp_ms: 0,
+            max_timestamp_ms: 0,
+            epochs: Vec::new(),
+            day: everlog_format::Day::UNKNOWN,
+            time_disorder: false,
+            redacted: false,
+            footer_len: 0,
+            supersedes: Vec::new(),
+        };
+        let key = Key::new("a/segment").expect("a key");
+        let conclude = |data: &DataEntry| {
+            let [first, second] = &pieces;
+            State::new(range)
+                .take(first, |_| panic!("as a decoder does"))
+                .take(second, |_| unreachable!("nothing is decoded after it"))
+                .conclude(&key, data)
+        };
+        let what = key.to_string();
+        let found = conclude(&data);
+        let Some(Finding::Unchecked { why, .. }) = found else {
+            panic!("{found:?}");
+        };
+        assert_eq!(
+            why,
+            "its bytes are as they were written, but reading it panicked: as a decoder does: a bug in everlog"
+        );
+        let other = DataEntry {
+            hash: Hash::of(b"another"),
+            ..data
+        };
+        let found = conclude(&other);
+        assert!(
+            matches!(&found, Some(Finding::Damage { what: of, why }) if *of == what && why.contains("were changed")),
+            "{found:?}"
+        );
+    }
+
+    /// What a footer that cannot be read says of row groups is not known; all bytes are hashed all the same.
+    #[test]
+    fn a_segment_without_row_groups_is_still_hashed_whole() {
+        let end = PIECE_BYTES + 7;
+        let pieces = pieces(None, end).expect("nothing overlaps");
+        let bytes: Vec<_> = pieces.iter().map(|piece| piece.bytes.clone()).collect();
+        assert_eq!(bytes, [0..PIECE_BYTES, PIECE_BYTES..end]);
+        assert!(pieces.iter().all(|piece| piece.row_group.is_none()));
     }
 
     #[test]

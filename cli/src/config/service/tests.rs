@@ -88,11 +88,15 @@ fn signing_in_needs_a_mechanism_and_what_belongs_to_it() {
         ("security.protocol", "SASL_SSL"),
     ];
     assert!(
-        ToolConfig::new(layers(&given)).is_ok(),
+        ToolConfig::new(layers(&given), true).is_ok(),
         "no cluster is asked"
     );
     let given = [&given[..], &[("bootstrap_servers", "kafka:9092")]].concat();
-    let told = ToolConfig::new(layers(&given))
+    assert!(
+        ToolConfig::new(layers(&given), false).is_ok(),
+        "`verify` asks none, and was refused what only an archiver needs"
+    );
+    let told = ToolConfig::new(layers(&given), true)
         .err()
         .map(|told| told.to_string());
     assert!(

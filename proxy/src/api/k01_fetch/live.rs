@@ -16,7 +16,6 @@ use crate::conversation::{EARLIEST, Failed, LATEST};
 use crate::errors::HistoryError;
 use crate::history::Chain;
 use crate::plan::{FetchPlan, Live, plan};
-use crate::told::Subject;
 use crate::upstream::Gone;
 
 use super::answer::{Part, Parts, Served};
@@ -126,13 +125,13 @@ impl Fetch<'_> {
             return Ok(());
         }
         self.resolve(&doubted).await?;
-        let keys = doubted
+        let sought = doubted
             .iter()
-            .map(|index| self.wanted[*index].key.clone())
+            .map(|index| self.wanted[*index].sought())
             .collect();
         let history = &self.conversation.shared.history;
         let newest = Freshness::Within(Duration::ZERO);
-        let chains = history.chains(keys, newest, LOOK_AGAIN_MAX).await;
+        let chains = history.chains(sought, newest, LOOK_AGAIN_MAX).await;
         for (index, chain) in doubted.iter().zip(chains) {
             self.wanted[*index].chain = chain;
         }
@@ -155,7 +154,11 @@ impl Fetch<'_> {
                 // Only who knows which topic this is can say that it has no archive.
                 Chain::None if wanted.unresolved => HistoryError::NoTopic,
                 Chain::None => continue,
-                Chain::Unknown(error) => error.clone(),
+                Chain::Unknown(error) => {
+                    let version = self.prefix.version;
+                    parts.parts[index] = Part::failed(wanted.asked.partition, error, version);
+                    continue;
+                }
                 Chain::Known(snapshot) => match starts.get(&index) {
                     None => HistoryError::NoLiveStart,
                     Some(start) => {
@@ -252,15 +255,13 @@ impl Fetch<'_> {
 
     fn fail(&self, wanted: &Wanted, error: HistoryError) -> Part {
         let partition = wanted.asked.partition;
-        let subject = Subject {
-            topic: match (&wanted.name, &wanted.key) {
-                (Some(name), _) => name.to_string(),
-                (None, Some(key)) => key.incarnation.topic_id.to_string(),
-                (None, None) => "a topic that was not named".to_owned(),
-            },
-            partition,
+        let topic = match (&wanted.name, &wanted.key) {
+            (Some(name), _) => name.to_string(),
+            (None, Some(key)) => key.incarnation.topic_id.to_string(),
+            (None, None) => "a topic that was not named".to_owned(),
         };
-        let error = self.conversation.shared.history.failed(&subject, error);
+        let history = &self.conversation.shared.history;
+        let error = history.failed(&topic, partition, error);
         Part::failed(partition, &error, self.prefix.version)
     }
 }

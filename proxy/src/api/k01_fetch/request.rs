@@ -10,7 +10,7 @@ use kafka_protocol::messages::{ApiKey, FetchRequest, TopicName};
 use uuid::Uuid;
 
 use crate::conversation::Conversation;
-use crate::history::{Chain, History};
+use crate::history::{Chain, History, Sought};
 use crate::plan::{FetchPlan, Live, plan};
 use crate::topics::{NameAge, Topics};
 use crate::upstream::Gone;
@@ -187,11 +187,11 @@ pub(super) async fn wanted(
             });
         }
     }
-    let keys = all.iter().map(|wanted| wanted.key.clone()).collect();
+    let sought = all.iter().map(Wanted::sought).collect();
     let limit = Duration::from_millis(u64::try_from(request.max_wait_ms).unwrap_or(0));
     let history = &conversation.shared.history;
     let limit = limit.max(LOOK_MIN);
-    let chains = history.chains(keys, Freshness::Known, limit);
+    let chains = history.chains(sought, Freshness::Known, limit);
     for (wanted, chain) in all.iter_mut().zip(chains.await) {
         wanted.chain = chain;
     }
@@ -207,12 +207,12 @@ async fn look_past_known_ends(all: &mut [Wanted], history: &History, limit: Dura
     if at_end.is_empty() {
         return;
     }
-    let keys = at_end.iter().map(|wanted| wanted.key.clone()).collect();
+    let sought = at_end.iter().map(|wanted| wanted.sought()).collect();
     // Once a second at most: the index sees to that.
     let newest = Freshness::Within(Duration::ZERO);
     for (wanted, chain) in at_end
         .into_iter()
-        .zip(history.chains(keys, newest, limit).await)
+        .zip(history.chains(sought, newest, limit).await)
     {
         // What is known stays true while the store is away.
         if chain.snapshot().is_some() {
@@ -274,6 +274,12 @@ impl Conversation {
 }
 
 impl Wanted {
+    /// What to look for in the archive.
+    pub(super) fn sought(&self) -> Option<Sought> {
+        let (topic, key) = self.name.clone().zip(self.key.clone())?;
+        Some(Sought { topic, key })
+    }
+
     /// The broker serves this partition, of which it has not told when it was asked how many there are: there are more by
     /// now.
     pub(super) fn doubt_partition_count(&self, topics: &mut Topics) {
