@@ -1,6 +1,7 @@
-"""Reads an archive below a directory from docs/archive-format.md alone, and prints its records as lines of JSON.
+"""Reads an archive of one topic below a directory from docs/archive-format.md alone, and writes its records as the other clients
+of these tests do: `offset timestamp type epoch key value headers` (tests/src/lines.rs), in a file for each partition.
 
-    python3 tests/format_reader.py DIRECTORY [--count]
+    python3 tests/format_reader.py ARCHIVE FOLDER
 
 Needs pyarrow. It shares no code with everlog: what it cannot read, the specification fails to say.
 """
@@ -171,23 +172,19 @@ def records_of(archive, cluster, topic, partition, entry):
         yield row
 
 
+def text_of(data):
+    if data is None:
+        return "-"
+    return f"x{data.hex()}" if len(data) <= 24 else f"#{len(data)}:{hashlib.sha256(data).hexdigest()}"
+
+
 def line_of(row):
-    def text(data):
-        return None if data is None else data.decode("utf-8", "backslashreplace")
-
-    return {
-        "partition": row["kafka_partition"],
-        "offset": row["kafka_offset"],
-        "ts": row["ts_ms"],
-        "ts_type": row["ts_type"],
-        "epoch": row["leader_epoch"],
-        "key": text(row["key"]),
-        "value": text(row["value"]),
-        "headers": [[text(h["key"]), text(h["value"])] for h in row["headers"]],
-    }
+    headers = ",".join(f"{text_of(h['key'])}={text_of(h['value'])}" for h in row["headers"]) or "."
+    numbers = " ".join(str(row[name]) for name in ("kafka_offset", "ts_ms", "ts_type", "leader_epoch"))
+    return f"{numbers} {text_of(row['key'])} {text_of(row['value'])} {headers}\n"
 
 
-def main(root, count_only):
+def main(root, into):
     archive = Path(root)
     _, format_file = read_json(archive / "everlog.json")
     require(format_file["format"] == "everlog", "it is no everlog archive")
@@ -198,18 +195,11 @@ def main(root, count_only):
         for folder in sorted(topic_file.parent.iterdir()):
             if not (folder / "commit").is_dir():
                 continue
-            records = 0
-            for entry in entries_of(folder):
-                if entry["kind"] != "data":
-                    print(json.dumps({"partition": int(folder.name), **entry}))
-                    continue
-                for row in records_of(archive, cluster, topic, folder.name, entry):
-                    records += 1
-                    if not count_only:
-                        print(json.dumps(line_of(row)))
-            if count_only:
-                print(f"{cluster} {topic['name']} {folder.name}: {records} records")
+            with open(Path(into) / f"p{folder.name}", "x") as lines:
+                for entry in entries_of(folder):
+                    if entry["kind"] == "data":
+                        lines.writelines(map(line_of, records_of(archive, cluster, topic, folder.name, entry)))
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], "--count" in sys.argv[2:])
+    main(*sys.argv[1:])

@@ -19,7 +19,14 @@ impl Cache {
             None => PathBuf::from(std::env::var_os("HOME").context("HOME is not set")?)
                 .join(".cache/everlog-tests"),
         };
-        for part in ["jars", "classes", "bin/versitygw", "bin/go-client"] {
+        for part in [
+            "jars",
+            "classes",
+            "bin/versitygw",
+            "bin/go-client",
+            "python/bin/python",
+            "azurite/node_modules/.bin/azurite-blob",
+        ] {
             if !folder.join(part).exists() {
                 bail!(
                     "{} is missing in {}: run tests/setup",
@@ -51,6 +58,11 @@ impl Cache {
         Command::new(self.folder.join("bin/go-client"))
     }
 
+    /// Python with pyarrow.
+    pub fn python(&self) -> Command {
+        Command::new(self.folder.join("python/bin/python"))
+    }
+
     /// The one jar whose name begins with `name` and a version.
     pub fn jar(&self, name: &str) -> Result<PathBuf> {
         let folder = self.folder.join("jars");
@@ -65,6 +77,11 @@ impl Cache {
             }
         }
         bail!("there is no {name} in {}", folder.display());
+    }
+
+    /// The emulator of Azure's object store.
+    pub fn azurite(&self) -> Command {
+        Command::new(self.folder.join("azurite/node_modules/.bin/azurite-blob"))
     }
 
     /// The S3 server.

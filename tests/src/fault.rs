@@ -1,4 +1,4 @@
-//! A relay in front of the S3 server that fails on demand.
+//! A relay in front of an object store that fails on demand.
 //!
 //! One request per connection, so that a fault hits exactly one request. Signatures stay valid: the client signs this
 //! relay's address, and the server checks the `Host` header as it came.

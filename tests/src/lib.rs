@@ -6,6 +6,7 @@
 //! the test process ends, however it ends.
 
 mod admin;
+mod azure;
 mod bench;
 mod cache;
 mod case;
@@ -23,6 +24,7 @@ mod raw;
 mod s3;
 
 pub use admin::Admin;
+pub use azure::Azure;
 pub use bench::{Options as BenchOptions, drain, run as run_bench};
 pub use cache::Cache;
 pub use case::{Case, soak, wait_until};
