@@ -49,19 +49,12 @@ pub enum ClusterError {
     },
 }
 
-/// A topic as the cluster's metadata show it.
-#[derive(Clone, Debug)]
-pub(crate) struct TopicView {
-    pub(crate) name: String,
-    /// Leader node ids by partition number; -1 without a leader.
-    pub(crate) leaders: BTreeMap<i32, i32>,
-}
-
 /// The cluster as its metadata show it.
 #[derive(Clone, Debug)]
 pub(crate) struct ClusterView {
     pub(crate) brokers: BTreeSet<i32>,
-    pub(crate) topics: Vec<TopicView>,
+    /// Names of those that have a partition.
+    pub(crate) topics: Vec<String>,
 }
 
 /// What a topic's configuration says, as far as archiving cares.
@@ -131,6 +124,13 @@ impl ClientContext for Context {
     fn error(&self, error: KafkaError, reason: &str) {
         tracing::debug!(%error, reason, "the connection to the cluster is in trouble, librdkafka retries");
     }
+}
+
+/// A topic as its brokers tell of it in one answer.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Sight {
+    pub(crate) id: TopicId,
+    pub(crate) partition_count: u32,
 }
 
 /// The cluster, to be asked.
@@ -226,16 +226,7 @@ impl Cluster {
                     .iter()
                     .map(|broker| broker.id())
                     .collect(),
-                topics: topics
-                    .map(|topic| TopicView {
-                        name: topic.name().to_owned(),
-                        leaders: topic
-                            .partitions()
-                            .iter()
-                            .map(|partition| (partition.id(), partition.leader()))
-                            .collect(),
-                    })
-                    .collect(),
+                topics: topics.map(|topic| topic.name().to_owned()).collect(),
             })
         })
         .await
@@ -332,11 +323,7 @@ impl Cluster {
         topics: &[String],
     ) -> Result<HashMap<String, TopicNow>, ClusterError> {
         let view = self.metadata(None).await?;
-        let listed: BTreeSet<&str> = view
-            .topics
-            .iter()
-            .map(|topic| topic.name.as_str())
-            .collect();
+        let listed: BTreeSet<&str> = view.topics.iter().map(String::as_str).collect();
         let mut found = HashMap::new();
         for names in topics.chunks(200) {
             for described in self.describe_anywhere(names, &view.brokers).await?.1 {
@@ -389,7 +376,7 @@ impl Cluster {
         Ok((described, true))
     }
 
-    /// The id of `topic` now, `None` if there is no such topic: asked of the brokers that have served its records.
+    /// What `topic` is now, `None` if there is no such topic: asked of the brokers that have served its records.
     ///
     /// A broker takes a new topic into its metadata before it serves it, so one that has served a record of a new
     /// incarnation can't tell the old id afterwards; any other broker might, while it lags. If a serving broker is gone,
@@ -398,12 +385,12 @@ impl Cluster {
         &self,
         topic: &str,
         served: &BTreeSet<i32>,
-    ) -> Result<Option<TopicId>, ClusterError> {
+    ) -> Result<Option<Sight>, ClusterError> {
         let what = "topic ids";
         if !served.is_empty()
-            && let Ok(id) = self.agreed_id(topic, served).await
+            && let Ok(sight) = self.agreed(topic, served).await
         {
-            return Ok(id);
+            return Ok(sight);
         }
         let view = self.metadata(Some(topic.to_owned())).await?;
         if view.brokers.is_empty() {
@@ -412,26 +399,29 @@ impl Cluster {
                 why: "the cluster has no broker".to_owned(),
             });
         }
-        self.agreed_id(topic, &view.brokers).await
+        self.agreed(topic, &view.brokers).await
     }
 
-    async fn agreed_id(
+    async fn agreed(
         &self,
         topic: &str,
         brokers: &BTreeSet<i32>,
-    ) -> Result<Option<TopicId>, ClusterError> {
+    ) -> Result<Option<Sight>, ClusterError> {
         let unusable = |why: String| ClusterError::Unusable {
             what: "topic ids",
             why,
         };
         let mut ids = BTreeSet::new();
+        let mut partition_count = 0;
         for broker in brokers {
             let described = self.describe(vec![topic.to_owned()], *broker).await?;
-            let id = described
+            let described = described
                 .into_iter()
-                .find(|described| described.topic == topic)
-                .map(|described| described.id);
-            ids.insert(match id {
+                .find(|described| described.topic == topic);
+            // Some may not know yet of those that were added.
+            let told = described.as_ref().map_or(0, |told| told.partition_count);
+            partition_count = partition_count.max(told);
+            ids.insert(match described.map(|described| described.id) {
                 Some(Ok(Some(id))) => Some(id),
                 Some(Ok(None)) => return Err(unusable("the brokers give no topic ids".to_owned())),
                 Some(Err(RDKafkaErrorCode::UnknownTopicOrPartition)) => None,
@@ -440,7 +430,10 @@ impl Cluster {
             });
         }
         match (ids.len(), ids.into_iter().next()) {
-            (1, Some(id)) => Ok(id),
+            (1, Some(id)) => Ok(id.map(|id| Sight {
+                id,
+                partition_count,
+            })),
             _ => Err(unusable("the brokers do not agree".to_owned())),
         }
     }

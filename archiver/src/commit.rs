@@ -306,7 +306,7 @@ pub(crate) async fn topic_is_gone(
     let (mut backoff, what) = (Backoff::new(PAUSE_MAX), "asking for the topic's id");
     loop {
         match context.cluster.incarnation(&ticket.topic, served).await {
-            Ok(id) => return id != Some(ours),
+            Ok(sight) => return sight.map(|sight| sight.id) != Some(ours),
             Err(error) => wait(context, ticket, &mut backoff, what, &error).await,
         }
     }

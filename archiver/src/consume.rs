@@ -207,9 +207,9 @@ impl Consume {
             return;
         }
         let (at, memory) = (self.slots.now, Arc::clone(&self.slots.context.memory));
-        let facts = self.slots.context.facts.topic(&ticket.topic);
+        let configs = self.slots.context.facts.configs(&ticket.topic);
         // Where configurations are not told, cleaning has to be reckoned with.
-        let compacted = facts.configs.is_compacted() || facts.configs.all.is_empty();
+        let compacted = configs.is_compacted() || configs.all.is_empty();
         let Some(slot) = self.slots.assigned(&ticket) else {
             return;
         };

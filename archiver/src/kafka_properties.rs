@@ -18,15 +18,15 @@ pub const REFUSED_PROPERTIES: &[(&str, &str)] = &[
     ),
     (
         "enable.auto.commit",
-        "group offsets are committed after the archive's own commit",
+        "must be false: group offsets are committed after the archive's own commit",
     ),
     (
         "auto.commit.enable",
-        "group offsets are committed after the archive's own commit",
+        "must be false: group offsets are committed after the archive's own commit",
     ),
     (
         "enable.auto.offset.store",
-        "group offsets are committed after the archive's own commit",
+        "must be false: group offsets are committed after the archive's own commit",
     ),
     ("group.id", "is a setting of everlog's own (group_id)"),
     (

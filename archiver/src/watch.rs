@@ -28,20 +28,13 @@ const TOLD_AGAIN_LOOKS: u32 = 30;
 /// Topics that a line names; of more only the number is told.
 const NAMED_MAX: usize = 20;
 
-/// What is known of one topic.
-#[derive(Clone, Debug, Default)]
-pub(crate) struct TopicFacts {
-    pub(crate) partition_count: u32,
-    pub(crate) configs: TopicConfigs,
-}
-
-/// What is known of all topics that match; written by the watch, read by everybody.
+/// The configurations of all topics that match; written by the watch, read by everybody.
 #[derive(Debug, Default)]
-pub(crate) struct Facts(RwLock<HashMap<String, TopicFacts>>);
+pub(crate) struct Facts(RwLock<HashMap<String, TopicConfigs>>);
 
 impl Facts {
     /// Defaults if nothing is known.
-    pub(crate) fn topic(&self, name: &str) -> TopicFacts {
+    pub(crate) fn configs(&self, name: &str) -> TopicConfigs {
         self.0
             .read()
             .expect("no writer panics")
@@ -55,15 +48,14 @@ impl Facts {
             .read()
             .expect("no writer panics")
             .get(name)?
-            .configs
             .retention()
     }
 
-    fn set(&self, name: &str, facts: TopicFacts) {
+    fn set(&self, name: &str, configs: TopicConfigs) {
         self.0
             .write()
             .expect("no writer panics")
-            .insert(name.to_owned(), facts);
+            .insert(name.to_owned(), configs);
     }
 }
 
@@ -168,15 +160,14 @@ impl Watch {
         let mut candidates: Vec<String> = view
             .topics
             .iter()
-            .map(|topic| topic.name.clone())
             .filter(|name| selected(&self.selection, name, false, false))
+            .cloned()
             .collect();
         candidates.sort();
         let error = self.learn_configs(&candidates).await;
         self.mark().await;
         let described = self.describe(&candidates, &view).await?;
-        let there = view.topics.iter().map(|topic| topic.name.as_str());
-        let there: BTreeSet<&str> = there.collect();
+        let there: BTreeSet<&str> = view.topics.iter().map(String::as_str).collect();
         self.tell_unmatched(&there);
         self.tell_untold(&candidates, error.as_ref());
         let topics: BTreeSet<String> = candidates
@@ -195,24 +186,9 @@ impl Watch {
                 )
             })
             .collect();
-        for topic in view
-            .topics
-            .iter()
-            .filter(|topic| topics.contains(&topic.name))
-        {
-            let partition_count = u32::try_from(topic.leaders.len()).unwrap_or(u32::MAX);
-            let configs = self
-                .known_configs
-                .get(&topic.name)
-                .cloned()
-                .unwrap_or_default();
-            self.facts.set(
-                &topic.name,
-                TopicFacts {
-                    partition_count,
-                    configs,
-                },
-            );
+        for topic in &topics {
+            let configs = self.known_configs.get(topic).cloned().unwrap_or_default();
+            self.facts.set(topic, configs);
         }
         self.tell_left_out(&there);
         self.tell_fates(&there, &topics, &described);

@@ -67,6 +67,8 @@ enum OpenError {
     Store(#[from] StoreError),
     #[error("the cluster does not have the topic at the moment")]
     NoTopic,
+    #[error("the topic does not have this partition at the moment")]
+    NoPartition,
     #[error("the name can't be archived: {0}")]
     Name(String),
     #[error(
@@ -85,7 +87,10 @@ impl OpenError {
     /// Whether this is trouble with the partition itself, not an outage or a matter of moments.
     fn freezes(&self) -> bool {
         match self {
-            OpenError::Cluster(_) | OpenError::Store(_) | OpenError::NoTopic => false,
+            OpenError::Cluster(_)
+            | OpenError::Store(_)
+            | OpenError::NoTopic
+            | OpenError::NoPartition => false,
             OpenError::Index(error) => !matches!(error, IndexError::Store(_)),
             OpenError::Name(_) | OpenError::Truncated { .. } => true,
             OpenError::Commit(failure) => {
@@ -229,21 +234,25 @@ impl Worker {
                 high_watermark,
             });
             // Asked after the watermarks: if it is still the incarnation of the hand, they were this incarnation's.
-            let id = self
+            let sight = self
                 .context
                 .cluster
                 .incarnation(&topic, &BTreeSet::new())
                 .await?
                 .ok_or(OpenError::NoTopic)?;
+            // One that was deleted and made anew may have fewer.
+            if sight.partition_count <= partition.unsigned_abs() {
+                return Err(OpenError::NoPartition);
+            }
             let incarnation = Incarnation {
                 cluster: self.context.cluster_id.clone(),
-                topic_id: id,
+                topic_id: sight.id,
             };
             if hand
                 .as_ref()
                 .is_none_or(|hand| hand.identity.incarnation != incarnation)
             {
-                *hand = Some(self.hand(incarnation).await?);
+                *hand = Some(self.hand(incarnation, sight.partition_count).await?);
                 // These watermarks may be the old topic's: they are asked for again, between two sights of the same id.
                 continue;
             }
@@ -265,7 +274,7 @@ impl Worker {
                     covered_from,
                 } => {
                     return Ok(Begin {
-                        topic_id: id,
+                        topic_id: sight.id,
                         last_record,
                         covered_from,
                         high_watermark,
@@ -300,7 +309,11 @@ impl Worker {
         }
     }
 
-    async fn hand(&self, incarnation: Incarnation) -> Result<Hand, OpenError> {
+    async fn hand(
+        &self,
+        incarnation: Incarnation,
+        partition_count: u32,
+    ) -> Result<Hand, OpenError> {
         let invalid = |error: &dyn Error| OpenError::Name(error.to_string());
         let topic = TopicName::new(&self.ticket.topic).map_err(|error| invalid(&error))?;
         let partition = Partition::new(self.ticket.partition)
@@ -309,14 +322,11 @@ impl Worker {
         let info = match archive.topic(&incarnation).await? {
             Some(info) => info,
             None => {
-                let facts = self.context.facts.topic(&self.ticket.topic);
                 let info = TopicInfo {
                     incarnation: incarnation.clone(),
                     name: topic.clone(),
-                    partition_count: facts
-                        .partition_count
-                        .max(self.ticket.partition.unsigned_abs() + 1),
-                    configs: facts.configs.all,
+                    partition_count,
+                    configs: self.context.facts.configs(&self.ticket.topic).all,
                 };
                 archive.register_topic(&info).await?;
                 // Another archiver may have registered it first, under another name even: names are aliases.

@@ -42,8 +42,8 @@ pub(crate) fn start(config: &LogConfig, default_filter: &str) {
 
 /// A panic is a bug of ours and leaves a task dead that others wait for. The process ends, so that whoever supervises it
 /// starts it anew; the archive is written so that this loses nothing. It may have been a thread of sled's, which reads its files in
-/// the background, so the next start begins with empty caches: whose it was is not guessed from a thread's name. Where bytes from outside are read it goes on: they
-/// would be read again after each start.
+/// the background, so the next start begins with empty caches: whose it was is not guessed from a thread's name. Where bytes from
+/// outside are read it goes on: they would be read again after each start.
 fn abort_with_words(panic: &PanicHookInfo<'_>) {
     let text = panic_text(panic.payload());
     let place = panic

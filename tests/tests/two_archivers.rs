@@ -1,12 +1,13 @@
 //! Line 5: two archivers on one partition, one that sleeps in the middle of an upload, a topic that is created again: one chain,
 //! nothing twice, nothing of one life in another.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::Path;
 use std::time::Duration;
 
 use anyhow::{Result, ensure};
 use everlog_tests::{
-    Archive, Case, Client, Everlog, EverlogOptions, FaultProxy, Faults, Held, Kafka, S3,
+    Admin, Archive, Case, Client, Everlog, EverlogOptions, FaultProxy, Faults, Held, Kafka, S3,
     assert_same, produce_orders, read, soak, wait_until,
 };
 
@@ -194,6 +195,33 @@ fn an_archiver_that_sleeps_in_the_middle_of_an_upload_wakes_into_anothers_chain(
     });
 }
 
+/// The workers of the partitions that it no longer has used to make it known with as many as before.
+fn comes_back_with_fewer_partitions(
+    kafka: &Kafka,
+    admin: &Admin,
+    archive: &Archive,
+    folder: &Path,
+) -> Result<()> {
+    let before: BTreeSet<String> = archive.held()?.into_iter().map(|it| it.topic_id).collect();
+    admin.delete_topic("orders")?;
+    admin.create_topic("orders", 1, &[])?;
+    produce_orders(&kafka.bootstrap(), "orders", 1, 0..1000, "zstd")?;
+    let mut newest = Vec::new();
+    wait_until("the last life", Duration::from_secs(120), || {
+        std::thread::sleep(Duration::from_millis(500));
+        newest = archive.held()?;
+        newest.retain(|held| !before.contains(&held.topic_id));
+        Ok(newest.iter().map(|held| held.records).sum::<u64>() == 1000)
+    })?;
+    let id = &newest[0].topic_id;
+    for cluster in std::fs::read_dir(folder.join("meta"))? {
+        let topic = std::fs::read(cluster?.path().join(id).join("topic.json"))?;
+        let topic: serde_json::Value = serde_json::from_slice(&topic)?;
+        ensure!(topic["partition_count"] == 1, "{topic}");
+    }
+    Ok(())
+}
+
 #[test]
 fn a_topic_that_is_created_again_is_another_archive() {
     Case::run("lives", |case| {
@@ -270,6 +298,7 @@ fn a_topic_that_is_created_again_is_another_archive() {
             )?;
             assert_same(&case.path(&before), &case.path(&through), count)?;
         }
+        comes_back_with_fewer_partitions(&kafka, &admin, &archive, &s3.archive_folder("lives"))?;
         // The earlier lives are as they were.
         for (id, count) in &lives {
             let records: u64 = archive

@@ -10,11 +10,11 @@ use rdkafka_sys::{
     rd_kafka_DescribeTopics_result_topics, rd_kafka_TopicCollection_destroy,
     rd_kafka_TopicCollection_of_topic_names, rd_kafka_TopicDescription_error,
     rd_kafka_TopicDescription_is_internal, rd_kafka_TopicDescription_name,
-    rd_kafka_TopicDescription_topic_id, rd_kafka_Uuid_least_significant_bits,
-    rd_kafka_Uuid_most_significant_bits, rd_kafka_admin_op_t, rd_kafka_error_code,
-    rd_kafka_event_DescribeTopics_result, rd_kafka_event_destroy, rd_kafka_event_error,
-    rd_kafka_event_error_string, rd_kafka_event_t, rd_kafka_queue_destroy, rd_kafka_queue_new,
-    rd_kafka_queue_poll, rd_kafka_resp_err_t, rd_kafka_t,
+    rd_kafka_TopicDescription_partitions, rd_kafka_TopicDescription_topic_id,
+    rd_kafka_Uuid_least_significant_bits, rd_kafka_Uuid_most_significant_bits, rd_kafka_admin_op_t,
+    rd_kafka_error_code, rd_kafka_event_DescribeTopics_result, rd_kafka_event_destroy,
+    rd_kafka_event_error, rd_kafka_event_error_string, rd_kafka_event_t, rd_kafka_queue_destroy,
+    rd_kafka_queue_new, rd_kafka_queue_poll, rd_kafka_resp_err_t, rd_kafka_t,
 };
 
 /// What one broker says of one topic.
@@ -24,6 +24,8 @@ pub(crate) struct Described {
     /// `Ok(None)`: the broker gives no topic ids. `Err`: its error for this topic, as rdkafka's code.
     pub(crate) id: Result<Option<TopicId>, rdkafka::types::RDKafkaErrorCode>,
     pub(crate) internal: bool,
+    /// 0 beside an error.
+    pub(crate) partition_count: u32,
 }
 
 /// Asks `broker` (`None`: librdkafka's choice) what it knows of `topics`. Blocks up to `timeout`. Error: what failed,
@@ -116,6 +118,8 @@ unsafe fn read(event: *mut rd_kafka_event_t) -> Result<Vec<Described>, String> {
                         rd_kafka_Uuid_least_significant_bits(uuid),
                     ))
                 };
+                let mut partition_count = 0;
+                rd_kafka_TopicDescription_partitions(topic, &mut partition_count);
                 let name = CStr::from_ptr(rd_kafka_TopicDescription_name(topic))
                     .to_string_lossy()
                     .into_owned();
@@ -123,6 +127,7 @@ unsafe fn read(event: *mut rd_kafka_event_t) -> Result<Vec<Described>, String> {
                     topic: name,
                     id,
                     internal: rd_kafka_TopicDescription_is_internal(topic) != 0,
+                    partition_count: u32::try_from(partition_count).unwrap_or(u32::MAX),
                 }
             })
             .collect())

@@ -5,7 +5,7 @@ mod tests;
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use everlog_archiver::KafkaProperties;
@@ -254,8 +254,31 @@ fn check_archive(values: &Values, layers: &Layers, problems: &mut Vec<Problem>) 
     }
 }
 
+/// Whoever clears a data directory may do so at any time; it must not hold the archive, nor lie in it.
+fn check_data_dir(values: &Values, layers: &Layers, problems: &mut Vec<Problem>) {
+    let archive = values.archive.as_deref();
+    let (Some(dir), Some(archive)) = (
+        &values.data_dir,
+        archive.and_then(|url| url.strip_prefix("file://")),
+    ) else {
+        return;
+    };
+    let Ok(dir) = std::path::absolute(dir) else {
+        return;
+    };
+    if dir.starts_with(archive) || Path::new(archive).starts_with(&dir) {
+        let message = format!(
+            "{} and the archive's directory, {archive}, must not lie in each other: a data directory holds nothing that cannot be \
+             lost, and may be cleared at any time; name another",
+            dir.display()
+        );
+        problems.push(at(layers, "data_dir", message));
+    }
+}
+
 fn check_service(values: &Values, layers: &Layers, roles: Roles, problems: &mut Vec<Problem>) {
     check_archive(values, layers, problems);
+    check_data_dir(values, layers, problems);
     if values.archive.as_deref().is_some_and(is_memory) && roles != Roles::BOTH {
         let message = "an archive in memory is seen by one process alone: only `everlog run` can make sense of it";
         problems.push(at(layers, "archive", message));

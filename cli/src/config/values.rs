@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use everlog_archiver::KafkaProperties;
 use everlog_format::TopicSelection;
+use tracing_subscriber::filter::LevelFilter;
 
 use super::layers::{Layer, Origin, Raw};
 use super::setting::setting;
@@ -330,7 +331,23 @@ fn member_name(text: &str) -> Result<String, String> {
     Ok(text.to_owned())
 }
 
+/// A word without a level is a target to tracing, so that a slip in a level would silence everything: it has to be written with one.
 fn log_filter(text: &str) -> Result<String, String> {
+    let has_level = |part: &str| {
+        let level = part.rsplit_once('=').map_or(part, |(_, level)| level);
+        !level.is_empty() && level.parse::<LevelFilter>().is_ok()
+    };
+    // Fields of spans have equals signs of their own.
+    let mut parts = text
+        .split(',')
+        .map(str::trim)
+        .filter(|_| !text.contains('['));
+    if let Some(part) = parts.find(|part| !part.is_empty() && !has_level(part)) {
+        return Err(format!(
+            "{text:?} is not a filter: {part:?} has no level; write one of off, error, warn, info, debug and trace, or TARGET=LEVEL, such as \
+             info,everlog_proxy=debug"
+        ));
+    }
     match tracing_subscriber::EnvFilter::builder().parse(text) {
         Ok(_) => Ok(text.to_owned()),
         Err(err) => Err(format!(
@@ -452,6 +469,18 @@ mod tests {
         refused(archive_url("gs:///x"), "bucket");
         refused(endpoint_url("127.0.0.1:9000"), "http://");
         refused(log_filter("everlog=loud"), "filter");
+        // Each of them used to silence all.
+        for slip in ["inof", "infoo=,x", "info,everlog_proxy", "info=everlog"] {
+            refused(log_filter(slip), "has no level");
+        }
+        for sound in [
+            "info",
+            "WARN,everlog_proxy=debug",
+            "off",
+            "info,a[b{c=d}]=trace",
+        ] {
+            assert_eq!(log_filter(sound).as_deref(), Ok(sound));
+        }
     }
 
     #[test]

@@ -54,6 +54,23 @@ fn check(roles: Roles, extra: &[(&'static str, &str)], wanted: &[&str]) {
 }
 
 #[test]
+fn archive_and_data_directory_do_not_lie_in_each_other() {
+    let archive = ("archive", "file:///srv/everlog");
+    for dir in ["/srv/everlog", "/srv/everlog/data", "/srv"] {
+        check(
+            Roles::BOTH,
+            &[archive, ("data_dir", dir)],
+            &["must not lie in each other"],
+        );
+    }
+    check(
+        Roles::BOTH,
+        &[archive, ("data_dir", "/srv/everlog-data")],
+        &[],
+    );
+}
+
+#[test]
 fn archives_do_not_share_a_group() {
     let one = group_of("s3://bucket/p");
     assert_eq!(one, group_of("s3://bucket/p/"));
