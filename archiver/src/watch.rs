@@ -295,8 +295,10 @@ impl Watch {
     /// name.
     fn tell_fates(&mut self, there: &BTreeSet<&str>, topics: &BTreeSet<String>, seen: &[Seen]) {
         self.archived.retain(|topic, topic_id| {
-            let is_there = there.contains(topic.as_str());
-            if is_there && !topics.contains(topic) {
+            if topics.contains(topic) {
+                return true;
+            }
+            if there.contains(topic.as_str()) {
                 let kind = self.left_out.get(topic);
                 tracing::warn!(
                     topic,
@@ -305,8 +307,7 @@ impl Watch {
                     "archiving of this topic ends here: it is of another kind now, which a regex does not pick; to go on, give its \
                      plain name in `topics`. The archive keeps what it holds"
                 );
-            }
-            if !is_there {
+            } else {
                 tracing::warn!(
                     topic,
                     %topic_id,
@@ -315,7 +316,7 @@ impl Watch {
                      what it holds"
                 );
             }
-            topics.contains(topic)
+            false
         });
         for Seen { topic, id, .. } in seen.iter().filter(|seen| topics.contains(&seen.topic)) {
             let Some(new_id) = *id else { continue };

@@ -112,6 +112,9 @@ pub(crate) fn check_together(
     memory_bytes: u64,
     problems: &mut Vec<Problem>,
 ) {
+    let Some((_, first)) = written.first_key_value() else {
+        return;
+    };
     if properties.len() < written.len() {
         return;
     }
@@ -120,10 +123,8 @@ pub(crate) fn check_together(
     };
     let message = err.to_string();
     let named = written.iter().find(|(name, _)| message.contains(*name));
-    problems.push(match named.or_else(|| written.iter().next()) {
-        Some((_, raw)) => Problem::new(&raw.origin, message),
-        None => Problem::missing(message),
-    });
+    let raw = named.map_or(first, |(_, raw)| raw);
+    problems.push(Problem::new(&raw.origin, message));
 }
 
 /// Who signs in (by SASL) has to say how, and as whom. Without a mechanism librdkafka takes Kerberos (GSSAPI), which is not built
