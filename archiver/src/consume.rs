@@ -9,6 +9,7 @@ use std::error::Error;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use rdkafka::types::RDKafkaErrorCode;
 use tokio::runtime::Handle;
 use tokio::sync::mpsc;
 
@@ -39,6 +40,8 @@ pub(crate) const STOP_TIME: Duration = Duration::from_secs(10);
 pub(crate) enum Ended {
     /// As told.
     Stopped,
+    /// Another member with the same instance id has taken this one's place in the group.
+    Fenced,
     /// librdkafka can't go on with this client.
     Fatal(String),
 }
@@ -95,8 +98,10 @@ impl Consume {
             if self.next_look <= self.slots.now {
                 self.next_look = self.slots.now + LOOK_EVERY;
                 self.look();
-                if let Some(why) = self.consumer.fatal_error() {
-                    break Ended::Fatal(why);
+                match self.consumer.fatal_error() {
+                    None => {}
+                    Some((RDKafkaErrorCode::FencedInstanceId, _)) => break Ended::Fenced,
+                    Some((_, why)) => break Ended::Fatal(why),
                 }
             }
         };
@@ -443,6 +448,9 @@ fn wake(consumer: &Consumer, slot: &mut Slot, at: Instant) -> Result<(), String>
     let from = reading.fetch_from();
     match reading.stall(at) {
         None => return Ok(()),
+        Some(Stall::Unanswered) => {
+            tracing::info!(topic, partition, %from, "the fetcher has brought nothing since it was told where to go on, telling it again");
+        }
         Some(Stall::Behind) => {
             tracing::warn!(topic, partition, %from, "nothing was fetched for a minute though the cluster has more, asking again");
         }
@@ -450,7 +458,7 @@ fn wake(consumer: &Consumer, slot: &mut Slot, at: Instant) -> Result<(), String>
             tracing::debug!(topic, partition, %from, "nothing was fetched for minutes, asking again");
         }
     }
-    reading.seated(at);
+    reading.told_again(at);
     consumer.unassign(topic, partition)?;
     consumer.assign(topic, partition, from.get())
 }

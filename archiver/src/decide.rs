@@ -294,24 +294,48 @@ pub(crate) fn day_cut(first: Option<i64>, next: Option<i64>, bytes: u64) -> bool
 /// A fetcher that has brought nothing for so long that it is told once more where to go on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Stall {
+    /// It has not brought a thing since it was told, though even an empty partition brings its end within a second.
+    Unanswered,
     /// The cluster has more: it should have brought something.
     Behind,
     /// Nothing says that there is more, but what says so is as old as the silence.
     Quiet,
 }
 
-/// How long a fetcher may bring nothing though the cluster has more.
+/// How long a fetcher may bring nothing at first; twice as long each time that it was told in vain.
+const ANSWER_MAX: Duration = Duration::from_secs(15);
+/// How long it may bring nothing though the cluster has more.
 const BEHIND_MAX: Duration = Duration::from_secs(60);
 /// How long it may bring nothing at all.
 const QUIET_MAX: Duration = Duration::from_secs(300);
 
-/// Judges a fetcher that has been silent for this long. `behind`: the high watermark as last heard of is higher than
-/// what it brought, and no end-of-partition event (that of an open transaction, say) explains that.
-pub(crate) fn stall(silent: Duration, behind: bool) -> Option<Stall> {
-    if behind && BEHIND_MAX <= silent {
+/// A fetcher that is silent.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Silence {
+    /// Since it last brought something, or was last told where to go on.
+    pub(crate) lasted: Duration,
+    /// Whether the high watermark as last heard of is higher than what it brought, and no end-of-partition event (that of an
+    /// open transaction, say) explains that.
+    pub(crate) behind: bool,
+    /// Whether it has brought anything since it was told.
+    pub(crate) answered: bool,
+    /// How often it was told in vain.
+    pub(crate) told_in_vain: u32,
+}
+
+/// Judges a silent fetcher.
+pub(crate) fn stall(silence: Silence) -> Option<Stall> {
+    let Silence { lasted, behind, .. } = silence;
+    let longest = if behind { BEHIND_MAX } else { QUIET_MAX };
+    let first = ANSWER_MAX.saturating_mul(1 << silence.told_in_vain.min(16));
+    if !silence.answered && first.min(longest) <= lasted {
+        Some(Stall::Unanswered)
+    } else if lasted < longest {
+        None
+    } else if behind {
         Some(Stall::Behind)
     } else {
-        (QUIET_MAX <= silent).then_some(Stall::Quiet)
+        Some(Stall::Quiet)
     }
 }
 

@@ -166,19 +166,39 @@ fn a_segment_is_cut_by_size_age_and_the_nearness_of_retention() {
     );
 }
 
+fn check_silence(secs: u64, behind: bool, told_in_vain: Option<u32>, wanted: Option<Stall>) {
+    let silence = Silence {
+        lasted: Duration::from_secs(secs),
+        behind,
+        answered: told_in_vain.is_none(),
+        told_in_vain: told_in_vain.unwrap_or(0),
+    };
+    assert_eq!(stall(silence), wanted, "{silence:?}");
+}
+
 #[test]
 fn a_silent_fetcher_is_woken_sooner_if_the_cluster_has_more() {
-    let check = |secs, behind, wanted| {
-        assert_eq!(
-            stall(Duration::from_secs(secs), behind),
-            wanted,
-            "{secs} {behind}"
-        );
-    };
-    check(59, true, None);
-    check(60, true, Some(Stall::Behind));
-    check(299, false, None);
-    check(300, false, Some(Stall::Quiet));
+    check_silence(59, true, None, None);
+    check_silence(60, true, None, Some(Stall::Behind));
+    check_silence(299, false, None, None);
+    check_silence(300, false, None, Some(Stall::Quiet));
+}
+
+/// Once, on a topic that was made anew, it brought neither records nor the partition's end for as long as somebody looked.
+#[test]
+fn a_fetcher_that_never_began_is_woken_soon_and_then_less_often() {
+    for behind in [false, true] {
+        check_silence(14, behind, Some(0), None);
+        check_silence(15, behind, Some(0), Some(Stall::Unanswered));
+        check_silence(29, behind, Some(1), None);
+        check_silence(30, behind, Some(1), Some(Stall::Unanswered));
+        check_silence(59, behind, Some(2), None);
+        check_silence(60, behind, Some(2), Some(Stall::Unanswered));
+    }
+    check_silence(60, true, Some(9), Some(Stall::Unanswered));
+    check_silence(239, false, Some(4), None);
+    check_silence(299, false, Some(u32::MAX), None);
+    check_silence(300, false, Some(u32::MAX), Some(Stall::Unanswered));
 }
 
 #[test]

@@ -55,6 +55,7 @@ mod metrics;
 mod native;
 mod service;
 mod session;
+mod silence;
 mod slot;
 mod slots;
 mod spool;

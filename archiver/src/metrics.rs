@@ -35,6 +35,8 @@ pub(crate) struct Metrics {
     pub(crate) spilled_bytes: IntCounter,
     pub(crate) memory_bytes: IntGauge,
     pub(crate) held_back_topics: IntGauge,
+    pub(crate) unmatched_topics: IntGauge,
+    pub(crate) fenced: IntGauge,
     pub(crate) cluster_silent_seconds: Gauge,
 }
 
@@ -161,6 +163,15 @@ impl Metrics {
             held_back_topics: gauge(
                 "everlog_archiver_held_back_topics",
                 "Topics that a regex matches and that are not archived, since the cluster has not told their configurations.",
+            )?,
+            unmatched_topics: gauge(
+                "everlog_archiver_unmatched_topics",
+                "Names and regexes of the selection that match no topic of the cluster.",
+            )?,
+            fenced: gauge(
+                "everlog_archiver_fenced",
+                "1 if another process with the same instance id has taken this archiver's place in the group; 0 again after ten minutes \
+                 in which none has.",
             )?,
             cluster_silent_seconds: added(
                 registry,

@@ -20,6 +20,7 @@ use crate::memory::Memory;
 use crate::message::Command;
 use crate::metrics::Metrics;
 use crate::native::Consumer;
+use crate::silence::counted;
 use crate::spool::{SpoolDir, SpoolLock};
 use crate::watch::{Facts, Watch};
 use crate::worker::{Context, QUESTIONS_MAX};
@@ -28,8 +29,8 @@ use crate::worker::{Context, QUESTIONS_MAX};
 const ENCODERS: usize = 2;
 const COMMANDS_MAX: usize = 1_024;
 const RESTART_PAUSE_MAX: Duration = Duration::from_secs(60);
-/// How often the metric of a cluster that has never answered is brought up to date.
-const SILENCE_EVERY: Duration = Duration::from_secs(1);
+/// A consumer that has lasted for so long was well.
+const CALM: Duration = Duration::from_secs(600);
 
 /// Archives the topics of one cluster into one archive.
 #[derive(Debug)]
@@ -54,17 +55,9 @@ impl Drop for Task {
 
 /// Waits for the first answer, and counts the seconds without one.
 async fn silent_until<T>(silent_seconds: &Gauge, answer: impl Future<Output = T>) -> T {
-    let begun = now();
-    let mut answer = std::pin::pin!(answer);
-    loop {
-        match tokio::time::timeout(SILENCE_EVERY, &mut answer).await {
-            Ok(answer) => {
-                silent_seconds.set(0.0);
-                return answer;
-            }
-            Err(_) => silent_seconds.set(now().saturating_duration_since(begun).as_secs_f64()),
-        }
-    }
+    let answer = counted(silent_seconds, Some(now()), answer).await;
+    silent_seconds.set(0.0);
+    answer
 }
 
 impl Archiver {
@@ -107,16 +100,19 @@ impl Archiver {
         self.is_up.send_replace(true);
         let mut backoff = Backoff::new(RESTART_PAUSE_MAX);
         loop {
-            let why = match self.life(&cluster_id, &shutdown).await? {
-                Ended::Stopped => return Ok(()),
-                Ended::Fatal(why) => why,
-            };
+            let begun = now();
+            let ended = self.calmed(self.life(&cluster_id, &shutdown)).await?;
+            if CALM <= now().saturating_duration_since(begun) {
+                backoff = Backoff::new(RESTART_PAUSE_MAX);
+            }
             let (pause, _) = backoff.failed(rand::random());
-            tracing::error!(
-                why,
-                ?pause,
-                "the consumer can't go on, starting another; is its instance id used twice?"
-            );
+            match ended {
+                Ended::Stopped => return Ok(()),
+                Ended::Fenced => self.fenced(pause),
+                Ended::Fatal(why) => {
+                    tracing::error!(why, ?pause, "the consumer can't go on, starting another");
+                }
+            }
             if shutdown
                 .run_until_cancelled(tokio::time::sleep(pause))
                 .await
@@ -124,6 +120,32 @@ impl Archiver {
             {
                 return Ok(());
             }
+        }
+    }
+
+    /// Another process is a member of the group under this one's name.
+    fn fenced(&self, pause: Duration) {
+        self.metrics.fenced.set(1);
+        let (group_id, instance_id) = (&self.config.group_id, &self.config.instance_id);
+        tracing::error!(
+            group_id,
+            instance_id,
+            ?pause,
+            "another process with the same instance id has taken this archiver's place in the group; this one will take it back after \
+             a pause, and so on: nothing is lost, but give each archiver an instance id of its own (`--instance-id`)"
+        );
+    }
+
+    /// Waits for a consumer's end; one that has lasted long enough has its place for itself.
+    async fn calmed<T>(&self, life: impl Future<Output = T>) -> T {
+        let calm = async {
+            tokio::time::sleep(CALM).await;
+            self.metrics.fenced.set(0);
+            std::future::pending::<std::convert::Infallible>().await
+        };
+        tokio::select! {
+            ended = life => ended,
+            never = calm => match never {},
         }
     }
 

@@ -10,8 +10,8 @@ use tokio_util::sync::{CancellationToken, DropGuard};
 
 use crate::chunk::PartTooLong;
 use crate::decide::{
-    Backwards, BurstPlan, Cut, Known, Limits, OpenSegment, Progress, Stall, Truncated, cut_now,
-    day_cut, day_number, stall,
+    Backwards, BurstPlan, Cut, Known, Limits, OpenSegment, Progress, Silence, Stall, Truncated,
+    cut_now, day_cut, day_number, stall,
 };
 use crate::lag::Lag;
 use crate::memory::Memory;
@@ -103,6 +103,10 @@ pub(crate) struct Reading {
     end_of_partition: Option<i64>,
     /// When the fetcher last brought something, or was last told where to go on.
     last_delivery: Instant,
+    /// Whether it has brought anything since it was told.
+    answered: bool,
+    /// How often it was told and brought nothing.
+    told_in_vain: u32,
 }
 
 impl Reading {
@@ -126,12 +130,28 @@ impl Reading {
             high_watermark: begin.high_watermark.get(),
             end_of_partition: None,
             last_delivery: now,
+            answered: false,
+            told_in_vain: 0,
         }
     }
 
     /// The fetcher has been told to go on at [`Reading::fetch_from`].
     pub(crate) fn seated(&mut self, now: Instant) {
         self.last_delivery = now;
+        self.answered = false;
+    }
+
+    /// [`Reading::seated`], since it had brought nothing for too long.
+    pub(crate) fn told_again(&mut self, now: Instant) {
+        self.told_in_vain = self.told_in_vain.saturating_add(1);
+        self.seated(now);
+    }
+
+    /// The fetcher has brought something.
+    fn brought(&mut self, now: Instant) {
+        self.last_delivery = now;
+        self.answered = true;
+        self.told_in_vain = 0;
     }
 
     /// Whether the fetcher has brought nothing for too long.
@@ -140,10 +160,12 @@ impl Reading {
             return None;
         }
         let end = self.progress.end().get();
-        stall(
-            now.saturating_duration_since(self.last_delivery),
-            end < self.high_watermark && self.end_of_partition != Some(end),
-        )
+        stall(Silence {
+            lasted: now.saturating_duration_since(self.last_delivery),
+            behind: end < self.high_watermark && self.end_of_partition != Some(end),
+            answered: self.answered,
+            told_in_vain: self.told_in_vain,
+        })
     }
 
     /// The open segment's size as Parquet: what its encoder has seen is known, the rest is estimated by it.
@@ -263,7 +285,7 @@ impl Slot {
             expected.meets(record.offset, record.leader_epoch, reading.compacted)?;
             reading.expected = None;
             if record.offset == expected.offset.get() {
-                reading.last_delivery = now;
+                reading.brought(now);
                 return Ok(());
             }
         }
@@ -279,7 +301,7 @@ impl Slot {
             return Ok(());
         };
         reading.progress.record(record.offset)?;
-        reading.last_delivery = now;
+        reading.brought(now);
         let len = reading.backlog.push(record)?;
         let open = &mut reading.open;
         open.records += 1;
@@ -313,7 +335,7 @@ impl Slot {
             reading.expected = None;
         }
         reading.progress.end_of_partition(offset);
-        reading.last_delivery = now;
+        reading.brought(now);
         reading.end_of_partition = Some(offset);
         if reading.progress.range().is_some() {
             reading.open.since.get_or_insert(now);

@@ -196,6 +196,14 @@ fn a_fetcher_is_woken_that_is_silent_and_should_not_be() {
     let after = |secs| begin + Duration::from_secs(secs);
     let reading = slot.reading.as_mut().unwrap();
     reading.seated(begin);
+    assert_eq!(reading.stall(after(14)), None);
+    assert_eq!(reading.stall(after(15)), Some(Stall::Unanswered));
+    reading.told_again(after(15));
+    assert_eq!(reading.stall(after(44)), None);
+    assert_eq!(reading.stall(after(45)), Some(Stall::Unanswered));
+    deliver(&mut slot, 70, 1).unwrap();
+    let reading = slot.reading.as_mut().unwrap();
+    reading.brought(begin);
     assert_eq!(reading.stall(after(59)), None);
     assert_eq!(reading.stall(after(61)), Some(Stall::Behind));
     reading.paused = true;
@@ -206,6 +214,11 @@ fn a_fetcher_is_woken_that_is_silent_and_should_not_be() {
     let reading = slot.reading.as_mut().unwrap();
     assert_eq!(reading.stall(after(200)), None);
     assert_eq!(reading.stall(after(371)), Some(Stall::Quiet));
-    reading.seated(after(371));
+    reading.told_again(after(371));
     assert_eq!(reading.stall(after(372)), None);
+    assert_eq!(reading.stall(after(401)), Some(Stall::Unanswered));
+    // An end is an answer too.
+    slot.end_of_partition(80, after(402)).unwrap();
+    let reading = slot.reading.as_mut().unwrap();
+    assert_eq!(reading.stall(after(701)), None);
 }

@@ -192,7 +192,10 @@ impl Slots {
     pub(crate) fn deliver(&mut self, key: Option<&(Arc<str>, i32)>, delivery: Delivery<'_>) {
         let slot = key.and_then(|(topic, partition)| self.slots.get_mut(topic)?.get_mut(partition));
         let Some(slot) = slot else {
-            if let What::Error { code, text } = delivery.what {
+            // A fatal one is told by whoever ends the client for it.
+            if let What::Error { code, text } = delivery.what
+                && code != RDKafkaErrorCode::Fatal
+            {
                 tracing::info!(
                     ?code,
                     text,

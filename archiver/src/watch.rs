@@ -14,6 +14,7 @@ use crate::cluster::{Cluster, ClusterError, ClusterView, TopicConfigs};
 use crate::decide::Backoff;
 use crate::message::{Command, Seen};
 use crate::metrics::Metrics;
+use crate::silence::counted;
 
 /// How often the cluster is looked at.
 const LOOK_EVERY: Duration = Duration::from_secs(10);
@@ -70,8 +71,9 @@ pub(crate) struct Watch {
     silent_seconds: Gauge,
     /// How many topics are held back.
     held_back_topics: IntGauge,
-    /// Words of the selection that mean no topic of the cluster.
+    /// Words of the selection that mean no topic of the cluster, and how many they are.
     unmatched: BTreeSet<String>,
+    unmatched_topics: IntGauge,
     /// Topics that a regex matches and may not pick.
     left_out: BTreeMap<String, &'static str>,
     /// Topics that are being archived, as they were last seen.
@@ -119,6 +121,7 @@ impl Watch {
             silent_seconds: metrics.cluster_silent_seconds.clone(),
             held_back_topics: metrics.held_back_topics.clone(),
             unmatched: BTreeSet::new(),
+            unmatched_topics: metrics.unmatched_topics.clone(),
             left_out: BTreeMap::new(),
             archived: BTreeMap::new(),
             subscribed: None,
@@ -131,18 +134,20 @@ impl Watch {
     /// Looks until it is dropped.
     pub(crate) async fn run(mut self) {
         let mut backoff = Backoff::new(LOOK_EVERY);
+        let silent_seconds = self.silent_seconds.clone();
         let mut answered = now();
+        let mut silent_since = None;
         loop {
-            let pause = match self.look().await {
+            let pause = match counted(&silent_seconds, silent_since, self.look()).await {
                 Ok(()) => {
                     answered = now();
-                    self.silent_seconds.set(0.0);
+                    silent_since = None;
+                    silent_seconds.set(0.0);
                     backoff = Backoff::new(LOOK_EVERY);
                     LOOK_EVERY
                 }
                 Err(error) => {
-                    let silent = now().saturating_duration_since(answered);
-                    self.silent_seconds.set(silent.as_secs_f64());
+                    silent_since = Some(answered);
                     let (pause, log) = backoff.failed(rand::random());
                     if log {
                         let error = &error as &dyn Error;
@@ -151,7 +156,7 @@ impl Watch {
                     pause
                 }
             };
-            tokio::time::sleep(pause).await;
+            counted(&silent_seconds, silent_since, tokio::time::sleep(pause)).await;
         }
     }
 
@@ -217,6 +222,8 @@ impl Watch {
             }
         }
         self.unmatched = unmatched;
+        let count = i64::try_from(self.unmatched.len()).unwrap_or(i64::MAX);
+        self.unmatched_topics.set(count);
     }
 
     /// Whether a topic is held back until its configuration is known: it may be compacted, and only a regex matches it.

@@ -40,6 +40,7 @@ async fn a_subscription_that_is_refused_is_tried_again() {
 #[test]
 fn a_word_that_means_no_topic_is_told_once() {
     let mut watch = watch(&["orders,payments", "lgo.*", "log.*"]);
+    let unmatched = watch.unmatched_topics.clone();
     let mut told = |there: &[&str]| {
         let there = there.iter().copied().collect();
         logged(|| watch.tell_unmatched(&there))
@@ -55,7 +56,9 @@ fn a_word_that_means_no_topic_is_told_once() {
     );
     assert_eq!(log.lines().count(), 2, "{log}");
     assert_eq!(told(&["orders", "logins"]), "");
+    assert_eq!(unmatched.get(), 2);
     assert_eq!(told(&["orders", "payments", "logins"]), "");
+    assert_eq!(unmatched.get(), 1);
     let log = told(&["orders", "payments"]);
     assert!(
         log.contains("regex=\"log.*\"") && log.lines().count() == 1,

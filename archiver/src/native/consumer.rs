@@ -287,14 +287,13 @@ impl Consumer {
     }
 
     /// Why the client can't go on at all; `None` while it can.
-    pub(crate) fn fatal_error(&self) -> Option<String> {
+    pub(crate) fn fatal_error(&self) -> Option<(RDKafkaErrorCode, String)> {
         let mut text = [0; 512];
         // SAFETY: client and buffer are alive, and the buffer has the size given.
         unsafe {
             let code = rd_kafka_fatal_error(self.client.as_ptr(), text.as_mut_ptr(), text.len());
-            check(code)
-                .is_err()
-                .then(|| super::owned_text(text.as_ptr()))
+            let code = check(code).err()?;
+            Some((code, super::owned_text(text.as_ptr())))
         }
     }
 
@@ -524,6 +523,10 @@ unsafe extern "C" fn on_error(
     // SAFETY: librdkafka passes a NUL-terminated string that lives during the call, and the opaque pointer set in `new`,
     // whose box outlives the client.
     let (reason, shared) = unsafe { (super::owned_text(reason), &*opaque.cast::<Shared>()) };
+    // Whoever asks for the fatal error tells of it: this client does not retry.
+    if code == RDKafkaErrorCode::Fatal as c_int {
+        return tracing::debug!(reason, "librdkafka ends the client");
+    }
     let told = shared.trouble.lock().expect(NO_PANIC).reported(code, now());
     match told {
         Some(held_back) => tracing::warn!(
