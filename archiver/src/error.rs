@@ -45,6 +45,9 @@ pub enum ArchiverError {
     /// A metric's name is taken in the registry: two archivers in one process need two registries.
     #[error("the archiver's metrics can't be registered")]
     Metrics(#[from] prometheus::Error),
+    /// The system starts no more threads: raise its limit, or start the process again.
+    #[error("the archiver's consumer thread can't be started")]
+    Thread(#[source] std::io::Error),
     /// A thread of the archiver ended by a bug.
     #[error("the archiver's {what} ended unexpectedly")]
     Died {

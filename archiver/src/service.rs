@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use everlog_index::Archive;
-use prometheus::Gauge;
+use prometheus::{Gauge, IntGauge};
 use tokio::sync::{Semaphore, mpsc, oneshot, watch};
 use tokio::task::AbortHandle;
 use tokio_util::sync::CancellationToken;
@@ -60,6 +60,16 @@ async fn silent_until<T>(silent_seconds: &Gauge, answer: impl Future<Output = T>
     answer
 }
 
+/// Waits for a consumer's end; one that has lasted for `calm` has its place for itself.
+async fn calmed<T>(fenced: &IntGauge, calm: Duration, life: impl Future<Output = T>) -> T {
+    let mut life = std::pin::pin!(life);
+    if let Ok(ended) = tokio::time::timeout(calm, &mut life).await {
+        return ended;
+    }
+    fenced.set(0);
+    life.await
+}
+
 impl Archiver {
     /// Checks the configuration, takes the spool directory and registers the metrics. Connects to nothing yet.
     pub fn new(
@@ -101,7 +111,12 @@ impl Archiver {
         let mut backoff = Backoff::new(RESTART_PAUSE_MAX);
         loop {
             let begun = now();
-            let ended = self.calmed(self.life(&cluster_id, &shutdown)).await?;
+            let ended = calmed(
+                &self.metrics.fenced,
+                CALM,
+                self.life(&cluster_id, &shutdown),
+            )
+            .await?;
             if CALM <= now().saturating_duration_since(begun) {
                 backoff = Backoff::new(RESTART_PAUSE_MAX);
             }
@@ -134,19 +149,6 @@ impl Archiver {
             "another process with the same instance id has taken this archiver's place in the group; this one will take it back after \
              a pause, and so on: nothing is lost, but give each archiver an instance id of its own (`--instance-id`)"
         );
-    }
-
-    /// Waits for a consumer's end; one that has lasted long enough has its place for itself.
-    async fn calmed<T>(&self, life: impl Future<Output = T>) -> T {
-        let calm = async {
-            tokio::time::sleep(CALM).await;
-            self.metrics.fenced.set(0);
-            std::future::pending::<std::convert::Infallible>().await
-        };
-        tokio::select! {
-            ended = life => ended,
-            never = calm => match never {},
-        }
     }
 
     async fn wait_for_cluster_id(&self) -> everlog_format::ClusterId {
@@ -218,10 +220,7 @@ impl Archiver {
             // An error means that nobody waits any more.
             let _ = ended.send(how);
         });
-        spawned.map_err(|source| ArchiverError::Spool {
-            path: self.config.spool_dir.clone(),
-            source,
-        })?;
+        spawned.map_err(ArchiverError::Thread)?;
         let died = |_| ArchiverError::Died {
             what: "consumer thread",
         };
@@ -282,6 +281,17 @@ mod tests {
         assert!(!*up.borrow());
         shutdown.cancel();
         running.await.unwrap().unwrap();
+    }
+
+    #[tokio::test]
+    async fn who_has_lasted_is_no_longer_called_fenced() {
+        let fenced = IntGauge::new("fenced", "fenced").unwrap();
+        fenced.set(1);
+        let life = |ms| tokio::time::sleep(Duration::from_millis(ms));
+        calmed(&fenced, Duration::from_secs(30), life(10)).await;
+        assert_eq!(fenced.get(), 1);
+        calmed(&fenced, Duration::from_millis(50), life(500)).await;
+        assert_eq!(fenced.get(), 0);
     }
 
     #[tokio::test]
