@@ -177,7 +177,7 @@ impl Metrics {
                 registry,
                 Gauge::new(
                     "everlog_archiver_cluster_silent_seconds",
-                    "Seconds since the cluster last answered, by questions some ten seconds apart; 0 while it answers.",
+                    "Seconds since the cluster last answered, or since the start, by questions some ten seconds apart; 0 while it answers.",
                 )?,
             )?,
         })

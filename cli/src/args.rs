@@ -55,7 +55,7 @@ pub(crate) struct DemoArgs {
     /// Where the demo's archive goes. An earlier demo's directory is replaced; anything else is left alone
     #[arg(long, value_name = "DIR", default_value = "everlog-demo")]
     pub(crate) dir: PathBuf,
-    /// How much to produce, in MB of keys, values and headers
+    /// How much to produce, in MB of keys, values and headers: 60 to 10000
     #[arg(long, value_name = "MB", default_value_t = 200, value_parser = clap::value_parser!(u32).range(60..=10_000))]
     pub(crate) megabytes: u32,
 }

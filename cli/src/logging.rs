@@ -14,9 +14,7 @@ use crate::config::{LogConfig, LogFormat};
 /// Starts logging; `default_filter` holds where the operator has set none.
 pub(crate) fn start(config: &LogConfig, default_filter: &str) {
     let filter = config.filter.as_deref().unwrap_or(default_filter);
-    let filter = EnvFilter::builder()
-        .parse(filter)
-        .unwrap_or_else(|_| EnvFilter::new(default_filter));
+    let filter = filter_of(filter).unwrap_or_else(|| EnvFilter::new(default_filter));
     let on_terminal = std::io::stderr().is_terminal();
     let json = match config.format {
         LogFormat::Auto => !on_terminal,
@@ -38,6 +36,26 @@ pub(crate) fn start(config: &LogConfig, default_filter: &str) {
     // Only a second start in one process fails, and then the first one goes on.
     drop(started);
     std::panic::set_hook(Box::new(abort_with_words));
+}
+
+/// Of the AWS SDK: where it looks for credentials. What comes of it is an error that the store tells; these tell it anew for each
+/// request, as structs.
+const HUSHED: [&str; 5] = [
+    "aws_config::imds::region=off",
+    "aws_config::meta=off",
+    "aws_config::profile=off",
+    "aws_config::sts=off",
+    "aws_config::web_identity_token=off",
+];
+
+/// What `text` says, and no more of [`HUSHED`] than it asks for by name.
+fn filter_of(text: &str) -> Option<EnvFilter> {
+    let filter = EnvFilter::builder().parse(text).ok()?;
+    if text.contains("aws_config") {
+        return Some(filter);
+    }
+    let hushed = HUSHED.iter().filter_map(|directive| directive.parse().ok());
+    Some(hushed.fold(filter, EnvFilter::add_directive))
 }
 
 /// A panic is a bug of ours and leaves a task dead that others wait for. The process ends, so that whoever supervises it
@@ -88,6 +106,17 @@ mod tests {
             done.map_err(|panic| panic.to_string()),
             Err("reading it panicked: damaged".to_owned())
         );
+    }
+
+    /// Without credentials each request to S3 was a line of a thousand characters, and then ours.
+    #[test]
+    fn the_sdk_tells_nothing_of_its_search_unless_it_is_asked() {
+        let hushed = filter_of("info").expect("a filter").to_string();
+        for directive in HUSHED {
+            assert!(hushed.contains(directive), "{directive}: {hushed}");
+        }
+        let asked = filter_of("info,aws_config=debug").expect("a filter");
+        assert!(!asked.to_string().contains("=off"), "{asked}");
     }
 
     /// For the child process: the directory of its cache.

@@ -18,7 +18,7 @@ use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, warn};
 
-use crate::health::{Health, troubles};
+use crate::health::Health;
 
 /// Scrapers are few. Whoever holds more connections than this waits.
 const CONNECTION_COUNT_MAX: usize = 64;
@@ -125,7 +125,7 @@ fn answer(
         }
         (&Method::GET | &Method::HEAD, "/healthz") => {
             let (ready, mut text) = health.report();
-            text.push_str(&troubles(&registry.gather()));
+            text.push_str(&health.troubles(&registry.gather()));
             let status = if ready {
                 StatusCode::OK
             } else {

@@ -8,7 +8,7 @@ use std::time::Duration;
 use anyhow::{Context as _, Result, bail};
 use everlog_index::{Archive, ArchiveOptions, IndexError};
 use everlog_store::{
-    OpenError, ProbeError, RetryPolicy, S3Credentials, Store, StoreError, StoreOptions,
+    Key, OpenError, ProbeError, RetryPolicy, S3Credentials, Store, StoreError, StoreOptions,
 };
 use tracing::warn;
 
@@ -17,6 +17,12 @@ use crate::watched_store::WatchedStore;
 
 const RETRY_PAUSE_MIN: Duration = Duration::from_secs(1);
 const RETRY_PAUSE_MAX: Duration = Duration::from_secs(30);
+
+/// The store's own words are told with its trouble.
+const AWAY: &str = "the object store does not answer";
+
+/// What every archive has at its root.
+const FORMAT_FILE: &str = "everlog.json";
 
 /// How long a tool tries at its first contact: a person waits, and mostly it is an address that is wrong.
 const FIRST_CONTACT_MAX: Duration = Duration::from_secs(4);
@@ -70,16 +76,18 @@ pub(crate) async fn open_to_read(place: &ArchivePlace) -> Result<Arc<Archive>, R
 }
 
 /// The store of a service. Asks it nothing yet. `writes` is for who archives, and makes the directory of `file://`; who only
-/// reads waits for it, since a proxy may be started before the archiver.
+/// reads waits for it, since a proxy may be started before the archiver, and tells `waiting` for what.
 pub(crate) async fn store_to_serve(
     place: &ArchivePlace,
     writes: bool,
+    waiting: impl Fn(String),
 ) -> Result<Arc<WatchedStore>> {
     let mut pause = RETRY_PAUSE_MIN;
     loop {
         match store(place, !writes, RetryPolicy::default()).await {
             Ok(store) => return Ok(Arc::new(WatchedStore::new(store))),
             Err(err @ OpenError::Absent { .. }) => {
+                waiting(no_archive(&place.url));
                 warn!(
                     error = &err as &dyn Error,
                     pause_s = pause.as_secs(),
@@ -94,17 +102,19 @@ pub(crate) async fn store_to_serve(
 
 /// For services: the store is probed first, so that a missing right or a store that ignores conditions is told at the
 /// start and not by the first commit. `create` makes an archive where there is none. While the store does not answer, or
-/// somebody else has to make the archive, this waits: a service must come up by itself.
+/// somebody else has to make the archive, this waits, and tells `waiting` for what: a service must come up by itself.
 pub(crate) async fn open_to_serve(
     store: Arc<WatchedStore>,
     create: bool,
     node_cache_dir: PathBuf,
+    waiting: impl Fn(String),
 ) -> Result<Arc<Archive>> {
     let mut pause = RETRY_PAUSE_MIN;
     let report = loop {
         match store.probe(create).await {
             Ok(report) => break report,
             Err(err @ ProbeError::Unavailable { .. }) => {
+                waiting(AWAY.to_owned());
                 warn!(
                     error = &err as &dyn Error,
                     pause_s = pause.as_secs(),
@@ -120,6 +130,7 @@ pub(crate) async fn open_to_serve(
         warn!(warning, "the store is fit, but");
     }
     let store: Arc<dyn Store> = store;
+    let is_new = create && is_empty(store.as_ref()).await;
     loop {
         let node_cache_dir = Some(node_cache_dir.clone());
         let options = ArchiveOptions {
@@ -127,8 +138,18 @@ pub(crate) async fn open_to_serve(
             create,
         };
         match Archive::open(Arc::clone(&store), options).await {
-            Ok(archive) => return Ok(archive),
+            Ok(archive) => {
+                if is_new {
+                    warn!(
+                        archive = archive.store().url(),
+                        "there was no archive here, a new one has been made; if one should have been here, the address is wrong, or its \
+                         file system is not mounted"
+                    );
+                }
+                return Ok(archive);
+            }
             Err(err @ IndexError::Store(StoreError::Unavailable { .. })) => {
+                waiting(AWAY.to_owned());
                 warn!(
                     error = &err as &dyn Error,
                     pause_s = pause.as_secs(),
@@ -138,6 +159,7 @@ pub(crate) async fn open_to_serve(
             }
             // Only without `create`: a proxy may be started before the archiver that makes the archive.
             Err(err @ IndexError::NoArchive { .. }) => {
+                waiting(no_archive(store.url()));
                 warn!(
                     error = &err as &dyn Error,
                     pause_s = pause.as_secs(),
@@ -147,6 +169,20 @@ pub(crate) async fn open_to_serve(
             }
             Err(err) => return Err(err).context("the archive could not be opened"),
         }
+    }
+}
+
+fn no_archive(url: &str) -> String {
+    format!(
+        "there is no archive at {url} yet: waiting for an archiver to make it; if one should be there, the address is wrong"
+    )
+}
+
+/// Whether nobody has made an archive here yet. Only for a word in the log, so no other answer matters.
+async fn is_empty(store: &dyn Store) -> bool {
+    match Key::new(FORMAT_FILE) {
+        Ok(key) => matches!(store.get(&key).await, Err(StoreError::NotFound { .. })),
+        Err(_) => false,
     }
 }
 
@@ -205,7 +241,7 @@ mod tests {
         let report = store.probe(true).await.expect("it is fit");
         assert!(!report.warnings.is_empty(), "its objects stay");
         let dir = tempfile::tempdir().expect("a directory");
-        open_to_serve(Arc::clone(&store), true, dir.path().to_owned())
+        open_to_serve(Arc::clone(&store), true, dir.path().to_owned(), |_| {})
             .await
             .expect("an archive");
         for (kind, refused) in store.refusals() {

@@ -28,8 +28,41 @@ pub(crate) struct WatchedStore {
     /// as a local file that cannot be uploaded.
     refused: AtomicU64,
     last_answer: Mutex<LastAnswer>,
-    /// Since when requests of a kind are refused. For each by itself: a store that lets us read may refuse every write.
-    refused_since: Mutex<BTreeMap<Kind, Instant>>,
+    /// Why the last request got no answer; none once another has had one.
+    silent_words: Mutex<Option<String>>,
+    /// Since when requests of a kind are refused, and why the last one was. For each by itself: a store that lets us read may
+    /// refuse every write.
+    refused_since: Mutex<BTreeMap<Kind, (Instant, String)>>,
+}
+
+/// In what words the store's trouble was told last: the metrics have none.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct StoreWords {
+    /// Why it does not answer. `None` also while the first requests are still being repeated.
+    pub(crate) silent: Option<String>,
+    /// By kind of request, as the metrics name it: why it is refused.
+    pub(crate) refused: BTreeMap<&'static str, String>,
+}
+
+/// Longer words are cut: what a store answers goes to whoever asks for the health.
+const WORDS_MAX: usize = 600;
+
+/// What an operator wants to read of it: the cause, and what helps.
+fn words(error: &StoreError) -> String {
+    let mut parts = Vec::new();
+    if let StoreError::Refused { remedy, .. } = error {
+        parts.push(remedy.clone());
+    }
+    let mut cause = std::error::Error::source(error);
+    while let Some(error) = cause {
+        parts.push(error.to_string());
+        cause = error.source();
+    }
+    let text = parts.join(": ");
+    match text.char_indices().nth(WORDS_MAX) {
+        Some((end, _)) => format!("{}…", text.get(..end).unwrap_or_default()),
+        None => text,
+    }
 }
 
 /// What a request wants; each is a right of its own with most stores.
@@ -72,6 +105,7 @@ impl WatchedStore {
             unavailable: AtomicU64::new(0),
             refused: AtomicU64::new(0),
             last_answer: Mutex::new(last_answer),
+            silent_words: Mutex::default(),
             refused_since: Mutex::default(),
         }
     }
@@ -85,8 +119,9 @@ impl WatchedStore {
             false => probe_read_only(inner).await,
         };
         match &probed {
-            Err(ProbeError::Unavailable { .. }) => {
+            Err(ProbeError::Unavailable { source, .. }) => {
                 self.unavailable.fetch_add(1, Ordering::Relaxed);
+                *self.silent_words() = Some(words(source));
             }
             Ok(_) | Err(ProbeError::Refused { .. } | ProbeError::Unfit { .. }) => self.answered(),
         }
@@ -96,10 +131,31 @@ impl WatchedStore {
     /// For each kind of request: how long it has been refused, without one that was not in between.
     pub(crate) fn refusals(&self) -> [(&'static str, Option<Duration>); 4] {
         let since = self.refused_since();
-        Kind::ALL.map(|kind| (kind.name(), since.get(&kind).map(Instant::elapsed)))
+        Kind::ALL.map(|kind| {
+            let refused = since.get(&kind);
+            (kind.name(), refused.map(|(since, _)| since.elapsed()))
+        })
     }
 
-    fn refused_since(&self) -> MutexGuard<'_, BTreeMap<Kind, Instant>> {
+    /// Why there is trouble, as far as there is any.
+    pub(crate) fn words(&self) -> StoreWords {
+        let refused = self.refused_since();
+        let refused = refused
+            .iter()
+            .map(|(kind, (_, words))| (kind.name(), words.clone()));
+        StoreWords {
+            refused: refused.collect(),
+            silent: self.silent_words().clone(),
+        }
+    }
+
+    fn silent_words(&self) -> MutexGuard<'_, Option<String>> {
+        self.silent_words
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn refused_since(&self) -> MutexGuard<'_, BTreeMap<Kind, (Instant, String)>> {
         self.refused_since
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
@@ -139,14 +195,16 @@ impl WatchedStore {
 
     fn seen<T>(&self, kind: Kind, result: Result<T, StoreError>) -> Result<T, StoreError> {
         match &result {
-            Err(StoreError::Unavailable { .. }) => {
+            Err(err @ StoreError::Unavailable { .. }) => {
                 self.unavailable.fetch_add(1, Ordering::Relaxed);
+                *self.silent_words() = Some(words(err));
                 return result;
             }
-            Err(StoreError::Refused { .. }) => {
+            Err(err @ StoreError::Refused { .. }) => {
                 self.refused.fetch_add(1, Ordering::Relaxed);
-                let mut since = self.refused_since();
-                since.entry(kind).or_insert_with(Instant::now);
+                let mut refused = self.refused_since();
+                let since = refused.get(&kind).map(|(since, _)| *since);
+                refused.insert(kind, (since.unwrap_or_else(Instant::now), words(err)));
             }
             // That an object is not there is an answer like any other.
             Err(StoreError::NotFound { .. }) | Ok(_) => {
@@ -158,6 +216,7 @@ impl WatchedStore {
     }
 
     fn answered(&self) {
+        *self.silent_words() = None;
         let answer = LastAnswer {
             at: Instant::now(),
             failed_attempts: self.failed_attempts(),
@@ -241,10 +300,12 @@ mod tests {
             assert!(store.get(&key).await.is_err());
         }
         assert!(store.silence().is_some());
+        assert!(store.words().silent.is_some(), "and why");
 
         faulty.on_operation(|_| Fault::Denied);
         assert!(store.get(&key).await.is_err());
         assert_eq!(store.silence(), None, "a refusal is an answer");
+        assert_eq!(store.words().silent, None);
         assert_eq!((store.unavailable_count(), store.refused_count()), (4, 1));
     }
 
@@ -262,6 +323,8 @@ mod tests {
         faulty.on_operation(|_| Fault::Denied);
         assert!(store.get(&key).await.is_err() && store.list_first("", 1).await.is_err());
         assert_eq!(refused(), ["read", "list"]);
+        let told = store.words().refused;
+        assert!(told.keys().eq(&["list", "read"]) && told.values().all(|words| !words.is_empty()));
 
         faulty.on_operation(|_| Fault::Unavailable);
         assert!(store.get(&key).await.is_err());

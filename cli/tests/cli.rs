@@ -97,6 +97,66 @@ fn every_mistake_is_told_at_once_with_the_nearest_key() {
     );
 }
 
+/// Besides, all that might have been in the file was called missing.
+#[test]
+fn of_a_file_that_cannot_be_read_nothing_else_is_told() {
+    let dir = tempfile::tempdir().unwrap();
+    std::fs::write(
+        dir.path().join("broken.toml"),
+        "topics = [\"a\"\nlisten = 3\n",
+    )
+    .unwrap();
+    for (file, told) in [
+        (
+            "nowhere.toml",
+            "--config: the file nowhere.toml cannot be read: ",
+        ),
+        ("broken.toml", "broken.toml:2: this is not TOML: "),
+    ] {
+        for command in ["run", "archive", "proxy", "inspect", "verify", "config"] {
+            let ran = everlog(dir.path(), &[command, "--config", file], &[]);
+            assert_eq!(ran.status, 2, "{}", ran.err);
+            let lines: Vec<&str> = ran.err.lines().collect();
+            assert!(
+                lines.len() == 2
+                    && lines[0].ends_with("the configuration has 1 problem:")
+                    && lines[1].trim().starts_with(told),
+                "{command}: {}",
+                ran.err
+            );
+        }
+    }
+}
+
+/// It was called unknown, and no key like it was offered.
+#[test]
+fn librdkafkas_variables_are_known_for_what_they_are() {
+    let dir = tempfile::tempdir().unwrap();
+    let variables = [
+        ("EVERLOG_SECURITY_PROTOCOL", "SSL"),
+        ("EVERLOG_KAFKA_SASL_PASSWORD_FILE", "x"),
+    ];
+    let ran = everlog(dir.path(), &["config"], &variables);
+    for told in [
+        "EVERLOG_SECURITY_PROTOCOL: there is no such variable; it is librdkafka's: set EVERLOG_KAFKA_PROPERTIES_SECURITY_PROTOCOL\n",
+        "set EVERLOG_KAFKA_PROPERTIES_SASL_PASSWORD_FILE",
+    ] {
+        assert!(ran.err.contains(told), "{}", ran.err);
+    }
+}
+
+/// 50 was refused, and the help did not say why.
+#[test]
+fn the_demos_help_says_how_much_it_can_produce() {
+    let dir = tempfile::tempdir().unwrap();
+    let help = everlog(dir.path(), &["demo", "--help"], &[]).out;
+    for megabytes in ["60", "10000"] {
+        let ran = everlog(dir.path(), &["demo", "--megabytes", "0"], &[]);
+        assert!(ran.err.contains(megabytes), "{}", ran.err);
+        assert!(help.contains(megabytes), "{help}");
+    }
+}
+
 #[test]
 fn no_secret_is_ever_printed() {
     let dir = tempfile::tempdir().unwrap();

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use everlog_format::ClusterId;
 use kafka_protocol::messages::{ApiKey, MetadataRequest, MetadataResponse};
+use prometheus::Gauge;
 use tokio::time::{Instant, sleep, timeout};
 use tracing::{info, warn};
 
@@ -20,6 +21,9 @@ use crate::upstream::{self, Gone};
 
 /// A cluster that starts together with the proxy has this long.
 const PATIENCE: Duration = Duration::from_secs(60);
+
+/// How often the gauge of the silence moves.
+const COUNT_EVERY: Duration = Duration::from_secs(1);
 
 const ASK_AGAIN_MIN: Duration = Duration::from_millis(250);
 const ASK_AGAIN_MAX: Duration = Duration::from_secs(5);
@@ -45,12 +49,40 @@ pub(crate) enum Undiscovered {
     Controllers(#[source] Unanswered),
 }
 
-/// Asks one bootstrap server after the other until one answers, or patience ends.
+/// Asks one bootstrap server after the other until one answers, or patience ends; `begun` is when that was. Counts the seconds
+/// meanwhile, and tells `unanswered` each time why nobody answers.
 pub(crate) async fn discover(
     servers: &[(String, u16)],
     budget: &Budget,
+    begun: Instant,
+    silent_seconds: &Gauge,
+    unanswered: impl Fn(&Unanswered),
 ) -> Result<Cluster, Undiscovered> {
-    let begun = Instant::now();
+    let count = async {
+        loop {
+            sleep(COUNT_EVERY).await;
+            silent_seconds.set(begun.elapsed().as_secs_f64());
+        }
+    };
+    let discovered = tokio::select! {
+        biased;
+        discovered = ask_all(servers, budget, begun, unanswered) => discovered,
+        never = count => never,
+    };
+    silent_seconds.set(match &discovered {
+        // They did answer, if not with what was asked for.
+        Ok(_) | Err(Undiscovered::Closed | Undiscovered::Controllers(_)) => 0.0,
+        Err(Undiscovered::Unreachable(_)) => begun.elapsed().as_secs_f64(),
+    });
+    discovered
+}
+
+async fn ask_all(
+    servers: &[(String, u16)],
+    budget: &Budget,
+    begun: Instant,
+    tell: impl Fn(&Unanswered),
+) -> Result<Cluster, Undiscovered> {
     let mut pause = ASK_AGAIN_MIN;
     loop {
         let mut unanswered = Unanswered::default();
@@ -71,6 +103,7 @@ pub(crate) async fn discover(
                 Err(_elapsed) => unanswered.add(host, *port, NoAnswer(ANSWER_MAX)),
             }
         }
+        tell(&unanswered);
         if unanswered.is_controllers_only() {
             return Err(Undiscovered::Controllers(unanswered));
         }
@@ -151,7 +184,39 @@ async fn ask(host: &str, port: u16, budget: &Budget) -> Result<Cluster, Asked> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::sync::Mutex;
+
     use crate::reach::tests::server;
+
+    /// The gauge stood at 0 for the whole minute, and only the log had the reason.
+    #[tokio::test]
+    async fn a_cluster_that_is_away_is_counted_and_told() {
+        let free = tokio::net::TcpListener::bind("127.0.0.1:0")
+            .await
+            .expect("a port");
+        let port = free.local_addr().expect("bound").port();
+        drop(free);
+        let servers = [("127.0.0.1".to_owned(), port)];
+        let (budget, told) = (Budget::new(1 << 20), Mutex::new(Vec::new()));
+        let gauge = Gauge::new("silent", "silent").expect("a gauge");
+        let tell = |unanswered: &Unanswered| {
+            told.lock().expect("whole").push(unanswered.to_string());
+        };
+        let looking = discover(&servers, &budget, Instant::now(), &gauge, tell);
+        let looked = timeout(COUNT_EVERY * 2, looking).await;
+        assert!(looked.is_err(), "it has patience");
+        assert!(0.9 < gauge.get(), "{}", gauge.get());
+        let told = told.into_inner().expect("whole");
+        let first = told.first().expect("told at once");
+        let refused = format!("127.0.0.1:{port}: Connection refused");
+        assert!(first.starts_with(&refused), "{first}");
+
+        // Here one answers.
+        let (broker, silent) = (server(vec![1, 18, 52]).await, |_: &Unanswered| {});
+        let looked = discover(&[broker], &budget, Instant::now(), &gauge, silent).await;
+        assert!(matches!(looked, Err(Undiscovered::Controllers(_))));
+        assert_eq!(gauge.get(), 0.0);
+    }
 
     /// A forwarder in front of a broker that is still starting takes connections and closes them at once. That used to be
     /// told as a cluster that wants clients to sign in: neither the next server was asked nor was there any patience.

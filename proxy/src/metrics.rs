@@ -76,7 +76,8 @@ impl Metrics {
             )?,
             cluster_silent_seconds: Gauge::new(
                 "everlog_proxy_cluster_silent_seconds",
-                "Seconds since the cluster last answered, by questions some ten seconds apart; 0 while it answers",
+                "Seconds since the cluster last answered, or since the start, by questions some ten seconds apart; 0 while it \
+                 answers",
             )?,
         };
         registry.register(Box::new(metrics.connections.clone()))?;

@@ -22,6 +22,7 @@ use crate::listener::Door;
 use crate::metrics::Metrics;
 use crate::nodes::{Bound, Nodes, Ports, Target};
 use crate::pulse;
+use crate::reach::Unanswered;
 use crate::replay::Replay;
 use crate::shared::Shared;
 
@@ -63,6 +64,16 @@ impl Proxy {
         archive: Arc<Archive>,
         registry: &Registry,
     ) -> Result<Proxy, ProxyError> {
+        Proxy::bind_telling(config, archive, registry, |_| {}).await
+    }
+
+    /// As [`Proxy::bind`]. Tells `unanswered`, each time it has asked in vain, why no bootstrap server answers.
+    pub async fn bind_telling(
+        config: ProxyConfig,
+        archive: Arc<Archive>,
+        registry: &Registry,
+        unanswered: impl Fn(&Unanswered),
+    ) -> Result<Proxy, ProxyError> {
         let ip = config.listen.ip();
         if ip.is_unspecified() && config.advertise.is_none() {
             return Err(ProxyError::NeedsAdvertise {
@@ -88,7 +99,9 @@ impl Proxy {
         let advertise = config.advertise.clone().unwrap_or_else(|| ip.to_string());
         let nodes = Nodes::new(ports, &advertise, &config.data_dir, sender);
         let begun = Instant::now();
-        let answered = match start_nodes(&nodes, &config, &bootstrap, &responses).await? {
+        let silent = &metrics.cluster_silent_seconds;
+        let found = discover(&bootstrap, &responses, begun, silent, unanswered).await;
+        let answered = match start_nodes(&nodes, &config, found)? {
             Found::Cluster => Instant::now(),
             Found::KeptNodes => begun,
         };
@@ -179,13 +192,12 @@ enum Found {
     KeptNodes,
 }
 
-async fn start_nodes(
+fn start_nodes(
     nodes: &Nodes,
     config: &ProxyConfig,
-    bootstrap: &[(String, u16)],
-    budget: &Budget,
+    found: Result<Cluster, Undiscovered>,
 ) -> Result<Found, ProxyError> {
-    match discover(bootstrap, budget).await {
+    match found {
         Ok(Cluster { id, brokers }) => {
             nodes.start(id.as_ref(), &brokers)?;
             Ok(Found::Cluster)

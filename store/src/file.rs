@@ -11,6 +11,9 @@
 //! | C    | whole       | yes    | no               | there or not, but whole: the put had not answered |
 //! | D    | whole       | yes    | yes              | there |
 //!
+//! The staging folder also marks the directory as the archive's. Once it has been seen there, a directory without it is taken for
+//! gone and not for empty: the mount point of a file system that is no longer mounted must not get commits of its own.
+//!
 //! The library `object_store` has a local store too. It stages beside the name, so that a crash leaves strange files
 //! among the Parquet ones that SQL engines look at, and it wants the whole body in memory.
 

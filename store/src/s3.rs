@@ -10,6 +10,7 @@ mod connect;
 mod tests;
 mod watch;
 
+use std::error::Error as _;
 use std::ops::Range;
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -17,11 +18,12 @@ use async_trait::async_trait;
 use aws_sdk_s3::Client;
 use aws_sdk_s3::config::http::HttpResponse;
 use aws_sdk_s3::error::{ProvideErrorMetadata, SdkError};
+use aws_sdk_s3::operation::RequestId as _;
 use aws_sdk_s3::primitives::{ByteStream, Length};
 use base64::Engine as _;
 use bytes::{Bytes, BytesMut};
 
-use self::answer::{Answer, judge};
+use self::answer::{Answer, find_credentials_error, judge};
 use self::watch::WatchUpload;
 use crate::body::{too_short, unreadable, wrong_length};
 use crate::listing::{PAGE_KEYS_MAX, with_slash};
@@ -105,7 +107,7 @@ impl S3Store {
             &self.bucket,
             &answer,
             self.proven.load(Ordering::Relaxed),
-            Box::new(Readable::new(error)),
+            Box::new(Readable::new(&error)),
         )
     }
 
@@ -307,7 +309,11 @@ fn refusal(error: StoreError) -> Failure {
     }
 }
 
-/// The SDK's errors say "service error" and hide the rest in their sources; messages print only the top.
+/// The SDK says it of each place where there are no credentials, before it says why.
+const NOT_ENABLED: &str = "the credential provider was not enabled: ";
+
+/// The SDK's errors say "service error" and hide the rest in their sources, one of which prints as a struct; messages print
+/// only the top.
 #[derive(Debug, thiserror::Error)]
 #[error("{text}")]
 struct Readable {
@@ -315,13 +321,54 @@ struct Readable {
 }
 
 impl Readable {
-    fn new<E: std::error::Error + 'static>(error: SdkError<E, HttpResponse>) -> Readable {
+    fn new<E>(error: &SdkError<E, HttpResponse>) -> Readable
+    where
+        E: ProvideErrorMetadata + std::error::Error + 'static,
+    {
         let status = error.raw_response().map(|raw| raw.status().as_u16());
-        let text = chain(&error);
+        let text = match (find_credentials_error(error), error) {
+            // Its own words only say that there was an error, or that it was not enabled.
+            (Some(credentials), _) => {
+                chain(credentials.source().unwrap_or(credentials)).replace(NOT_ENABLED, "")
+            }
+            (None, SdkError::ServiceError(service)) => words_of(service.err()),
+            (None, error) => chain(error),
+        };
+        let parts = status.map(|status| format!("status {status}"));
+        let parts = parts
+            .into_iter()
+            .chain((!text.is_empty()).then(|| one_line(&text)));
         Readable {
-            text: status.map_or_else(|| text.clone(), |status| format!("status {status}: {text}")),
+            text: parts.collect::<Vec<_>>().join(": "),
         }
     }
+}
+
+/// S3's own code and words, and the id that its makers ask for. Nothing if its answer had none.
+fn words_of<E: ProvideErrorMetadata>(error: &E) -> String {
+    let meta = error.meta();
+    let words = [meta.code(), meta.message()].into_iter().flatten();
+    let text = words.collect::<Vec<_>>().join(": ");
+    match meta.request_id() {
+        Some(id) if !text.is_empty() => format!("{text} (request {id})"),
+        _ => text,
+    }
+}
+
+/// Lists of the SDK's have a line for each item.
+fn one_line(text: &str) -> String {
+    let lines = text.lines().map(str::trim).filter(|line| !line.is_empty());
+    let mut all = String::new();
+    for line in lines {
+        let between = match all.chars().last() {
+            None => "",
+            Some(':') => " ",
+            Some(_) => "; ",
+        };
+        all.push_str(between);
+        all.push_str(line);
+    }
+    all
 }
 
 #[async_trait]

@@ -108,6 +108,61 @@ fn two_archivers_forced_onto_the_same_partitions_make_one_chain() {
     });
 }
 
+/// Each took the other's place, again and again; both were ready, and no metric moved.
+#[test]
+fn two_archivers_with_one_instance_id_say_so_and_lose_nothing() {
+    Case::run("namesakes", |case| {
+        let kafka = Kafka::start(case)?;
+        let archive = Archive::folder(&case.path("archive"));
+        let admin = kafka.admin()?;
+        admin.create_topic("orders", PARTITIONS, &[])?;
+        let options = EverlogOptions {
+            instance_id: Some("the-same".to_owned()),
+            ..small_segments()
+        };
+        let namesakes = [
+            Everlog::start(case, &kafka.bootstrap(), &archive, &options)?,
+            Everlog::start(case, &kafka.bootstrap(), &archive, &options)?,
+        ];
+        let mut produced = 0;
+        wait_until("both to be fenced", Duration::from_secs(120), || {
+            produce_orders(
+                &kafka.bootstrap(),
+                "orders",
+                PARTITIONS,
+                produced..produced + 100,
+                "zstd",
+            )?;
+            produced += 100;
+            let mut fenced = 0.0;
+            for namesake in &namesakes {
+                fenced += namesake.metric("everlog_archiver_fenced")?;
+            }
+            Ok(fenced == 2.0)
+        })?;
+        for namesake in &namesakes {
+            let (status, body) = namesake.health()?;
+            ensure!(
+                status == 200 && body.contains("trouble:") && body.contains("--instance-id"),
+                "{status} {body}"
+            );
+            let log = namesake.process.log_text();
+            let told = |word: &str| log.lines().any(|line| line.contains(word));
+            ensure!(
+                told("the-same") && told("--instance-id") && !told("librdkafka retries"),
+                "{log}"
+            );
+        }
+        archive.wait_archived(
+            "orders",
+            &admin.ends("orders", PARTITIONS)?,
+            Duration::from_secs(240),
+        )?;
+        drop(namesakes);
+        holds_each_once(case, &kafka, &archive, produced)
+    });
+}
+
 #[test]
 fn an_archiver_that_sleeps_in_the_middle_of_an_upload_wakes_into_anothers_chain() {
     Case::run("sleeper", |case| {

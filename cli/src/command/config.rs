@@ -13,7 +13,7 @@ pub(crate) fn example() -> Result<()> {
 /// Prints the effective configuration. What is missing for some command is no mistake here.
 pub(crate) fn show(flags: &FlagLayer) -> Result<()> {
     let mut layers = Layers::read(flags, std::env::vars_os().collect());
-    let mut problems = std::mem::take(&mut layers.problems);
+    let mut problems = layers.take_problems()?;
     let values = Values::parse(&layers.merged, &mut problems);
     config::service::check_all(&values, &layers, &mut problems);
     problems.retain(|problem| !problem.is_missing());

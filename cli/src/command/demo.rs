@@ -32,7 +32,7 @@ use crate::table::{Table, grouped, short_bytes};
 use crate::terminal::print;
 
 use place::Place;
-use produce::{Sent, produce};
+use produce::{AHEAD_MAX_BYTES, Sent, produce};
 use progress::Progress;
 use replay::{Replayed, replay};
 
@@ -119,8 +119,8 @@ pub(crate) async fn demo(args: DemoArgs) -> Result<ExitCode> {
         url: place.archive_url()?,
         s3: Default::default(),
     };
-    let store = store_to_serve(&archive_place, true).await?;
-    let archive = open_to_serve(store, true, data_dir.node_cache()).await?;
+    let store = store_to_serve(&archive_place, true, |_| {}).await?;
+    let archive = open_to_serve(store, true, data_dir.node_cache(), |_| {}).await?;
     let shared = Arc::new(Shared {
         archive: Arc::clone(&archive),
         keys: OnceLock::new(),
@@ -175,17 +175,25 @@ fn introduction(place: &Place, megabytes: u32) -> String {
     )
 }
 
-/// So that the last record is about now.
+/// So that the last record is about now, and none lies in the future.
 #[expect(
     clippy::disallowed_methods,
     reason = "the demo's records are to look fresh"
 )]
-fn start_ms(bytes: u64) -> Result<i64> {
+fn start_ms(bulk_bytes: u64) -> Result<i64> {
     let now = SystemTime::now()
         .duration_since(UNIX_EPOCH)
         .context("the clock stands before 1970")?;
-    let records_per_partition = i64::try_from(bytes / 1_000)? / i64::try_from(PARTITIONS)?;
-    Ok(i64::try_from(now.as_millis())? - records_per_partition * 25)
+    Ok(orders::start_ms(
+        i64::try_from(now.as_millis())?,
+        partition_bytes(bulk_bytes),
+    ))
+}
+
+/// What one partition gets at most: one may be ahead of the others, and the tail comes on top.
+fn partition_bytes(bulk_bytes: u64) -> u64 {
+    let tail_bytes = TAIL_RECORDS.unsigned_abs() * 1_100;
+    (bulk_bytes + tail_bytes) / u64::try_from(PARTITIONS).unwrap_or(1) + AHEAD_MAX_BYTES
 }
 
 fn start_archiver(

@@ -1,12 +1,14 @@
 //! `everlog run`, `archive` and `proxy`: the services, from start to drained.
 
+mod first_answer;
+
 use std::process::ExitCode;
 use std::sync::Arc;
 
 use anyhow::{Context as _, Result, bail};
 use everlog_archiver::{Archiver, ArchiverConfig};
 use everlog_index::Archive;
-use everlog_proxy::{OnHole, Proxy, ProxyConfig, ReachError, reach};
+use everlog_proxy::{OnHole, Proxy, ProxyConfig, Unanswered};
 use prometheus::Registry;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
@@ -56,7 +58,7 @@ pub(crate) async fn serve(config: ServiceConfig) -> Result<ExitCode> {
         return Ok(ExitCode::SUCCESS);
     };
     let Started { services, data_dir } = started?;
-    let status = watch(services, &shutdown, &health).await;
+    let status = watch(services, &config, &shutdown, &health).await;
     drop(data_dir);
     status
 }
@@ -79,57 +81,31 @@ async fn start(config: &ServiceConfig, registry: &Registry, health: &Health) -> 
     }
     // A proxy of its own never writes: where there is no archive yet, it has to wait for somebody's archiver.
     let create = config.roles.archiver;
-    let store = store_to_serve(&config.archive, create).await?;
+    let waiting = |why| health.set(ARCHIVE, State::NotReady(why));
+    let store = store_to_serve(&config.archive, create, waiting).await?;
+    health.watch_store(Arc::clone(&store));
     registry.register(Box::new(StoreMetrics::new(Arc::clone(&store))?))?;
     registry.register(Box::new(ProcessMetrics::new()?))?;
-    let archive = open_to_serve(store, create, data_dir.node_cache()).await?;
+    let archive = open_to_serve(store, create, data_dir.node_cache(), waiting).await?;
     health.set(ARCHIVE, State::Ready);
     info!(archive = archive.store().url(), topics = %config.topics, "the archive is open");
 
-    if !config.roles.proxy {
-        // A proxy asks the same at its start.
-        look_for_brokers(config).await?;
-    }
     let archiver = match config.roles.archiver {
         true => Some(archiver(config, &data_dir, &archive, registry)?),
         false => None,
     };
-    if archiver.is_some() {
-        health.set(ARCHIVER, State::NotReady("starting".to_owned()));
+    if archiver.is_some() && config.roles.proxy {
+        let waiting = "starts once the proxy has found the cluster";
+        health.set(ARCHIVER, State::NotReady(waiting.to_owned()));
     }
     let proxy = match config.roles.proxy {
-        true => {
-            health.set(PROXY, State::NotReady("starting".to_owned()));
-            Some(proxy(config, &data_dir, &archive, registry).await?)
-        }
+        true => Some(proxy(config, &data_dir, &archive, registry, health).await?),
         false => None,
     };
     Ok(Started {
         services: Services { archiver, proxy },
         data_dir,
     })
-}
-
-/// The archiver waits for a cluster that is away, and says so. What it cannot say is why nobody answers, or that no waiting
-/// will help: its Kafka library keeps that to itself.
-async fn look_for_brokers(config: &ServiceConfig) -> Result<()> {
-    let servers = &config.bootstrap_servers;
-    let protocol = config
-        .properties
-        .get("security.protocol")
-        .map(String::as_str);
-    match reach(servers, protocol).await {
-        Ok(()) => Ok(()),
-        Err(ReachError::Unanswered(unanswered)) if !unanswered.is_controllers_only() => {
-            let error: &dyn std::error::Error = &unanswered;
-            warn!(
-                error,
-                "no bootstrap server answers, the archiver goes on asking"
-            );
-            Ok(())
-        }
-        Err(err) => Err(err).context("the archiver cannot start"),
-    }
 }
 
 fn archiver(
@@ -158,6 +134,7 @@ async fn proxy(
     data_dir: &DataDir,
     archive: &Arc<Archive>,
     registry: &Registry,
+    health: &Health,
 ) -> Result<Proxy> {
     let proxy_config = ProxyConfig {
         bootstrap_servers: config.bootstrap_servers.clone(),
@@ -172,22 +149,34 @@ async fn proxy(
             HoleRule::Skip => OnHole::Skip,
         },
     };
-    let proxy = Proxy::bind(proxy_config, Arc::clone(archive), registry)
+    health.set(PROXY, State::NotReady("looking for the cluster".to_owned()));
+    let unanswered = |why: &Unanswered| {
+        health.set(PROXY, State::NotReady(first_answer::unanswered(why)));
+    };
+    let proxy = Proxy::bind_telling(proxy_config, Arc::clone(archive), registry, unanswered)
         .await
         .context("the proxy cannot start")?;
     info!(listen = %proxy.local_addr(), "clients can connect");
     Ok(proxy)
 }
 
-/// Runs the archiver, and says that it is ready once it has reached the cluster.
-async fn archive(archiver: Archiver, shutdown: CancellationToken, health: &Health) -> Result<()> {
+/// Runs the archiver, and says that it is ready once it has reached the cluster, and until then why it has not.
+async fn archive(
+    archiver: Archiver,
+    cluster: &first_answer::Address,
+    shutdown: CancellationToken,
+    health: &Health,
+) -> Result<()> {
     let mut is_up = archiver.is_up();
     let mut run = std::pin::pin!(archiver.run(shutdown));
+    let tell = |why| health.set(ARCHIVER, State::NotReady(why));
+    let hopeless = first_answer::ask(cluster, first_answer::Pace::default(), tell);
     tokio::select! {
         // An archiver that has failed must not be called ready.
         biased;
         ended = &mut run => return ended.map_err(Into::into),
         Ok(_) = is_up.wait_for(|is_up| *is_up) => {}
+        why = hopeless => return Err(why).context("it cannot start"),
     }
     health.set(ARCHIVER, State::Ready);
     run.await.map_err(Into::into)
@@ -197,6 +186,7 @@ async fn archive(archiver: Archiver, shutdown: CancellationToken, health: &Healt
 /// supervises the process starts it anew.
 async fn watch(
     services: Services,
+    config: &ServiceConfig,
     shutdown: &CancellationToken,
     health: &Health,
 ) -> Result<ExitCode> {
@@ -205,7 +195,13 @@ async fn watch(
         let (shutdown, health) = (shutdown.clone(), health.clone());
         let waiting = "waiting for the cluster, which has not answered yet";
         health.set(ARCHIVER, State::NotReady(waiting.to_owned()));
-        running.spawn(async move { (ARCHIVER, archive(archiver, shutdown, &health).await) });
+        let cluster = first_answer::Address::of(config);
+        running.spawn(async move {
+            (
+                ARCHIVER,
+                archive(archiver, &cluster, shutdown, &health).await,
+            )
+        });
     }
     if let Some(proxy) = services.proxy {
         let shutdown = shutdown.clone();

@@ -87,14 +87,29 @@ fn one_key(name: &str, value: &str, layer: &mut Layer, problems: &mut Vec<Proble
         }
         None if is_service_link(name, value) => {}
         None => {
-            let names: Vec<String> = SETTINGS.iter().map(super::setting::Setting::env).collect();
-            let hint = suggestion(name, names.iter().map(String::as_str));
+            let hint = property_variable(name).map_or_else(
+                || {
+                    let names: Vec<String> =
+                        SETTINGS.iter().map(super::setting::Setting::env).collect();
+                    suggestion(name, names.iter().map(String::as_str))
+                },
+                |variable| format!("; it is librdkafka's: set {variable}"),
+            );
             problems.push(Problem::new(
                 name,
                 format!("there is no such variable{hint}"),
             ));
         }
     }
+}
+
+/// The variable of a property of librdkafka whose name was put right behind the prefix.
+fn property_variable(name: &str) -> Option<String> {
+    let written = name.strip_prefix(PREFIX)?;
+    let written = written.strip_prefix("KAFKA_").unwrap_or(written);
+    let (property, _) = property_name(written);
+    kafka_properties::librdkafka_name(&property)?;
+    Some(format!("{PROPERTY_PREFIX}{written}"))
 }
 
 /// `SASL_PASSWORD_FILE` is `sasl.password` in a file, unless librdkafka has a property of just this name.

@@ -97,6 +97,7 @@ mod tests {
         for (text, keys) in [(&example, 0), (&in_force, SETTINGS.len())] {
             let mut problems = Vec::new();
             let layer = file::read(Path::new("everlog.toml"), text, &mut problems);
+            let layer = layer.unwrap_or_default();
             assert!(problems.is_empty(), "{problems:?}");
             assert_eq!(layer.values.len(), keys);
         }

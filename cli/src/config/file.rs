@@ -6,15 +6,16 @@ use toml::Spanned;
 use toml::de::{DeTable, DeValue};
 
 use super::Problem;
-use super::layers::{Layer, Origin, Raw, find_key, known_keys};
+use super::kafka_properties;
+use super::layers::{Layer, Origin, Raw, Unread, find_key, known_keys};
 use super::problem::suggestion;
 use super::setting::{SETTINGS, Shape, setting};
 
 /// The free-form table, passed on to librdkafka.
 pub(crate) const PROPERTIES: &str = "kafka.properties";
 
-/// Reads `text`, the content of `path`.
-pub(crate) fn read(path: &Path, text: &str, problems: &mut Vec<Problem>) -> Layer {
+/// Reads `text`, the content of `path`. Nothing of it counts if it is not TOML.
+pub(crate) fn read(path: &Path, text: &str, problems: &mut Vec<Problem>) -> Result<Layer, Unread> {
     let mut found = Vec::new();
     let mut reader = Reader {
         path,
@@ -23,10 +24,12 @@ pub(crate) fn read(path: &Path, text: &str, problems: &mut Vec<Problem>) -> Laye
         problems: &mut found,
     };
     let (table, errors) = DeTable::parse_recoverable(text);
-    if errors.is_empty() {
+    let is_toml = errors.is_empty();
+    if is_toml {
         reader.table("", table.get_ref());
     }
-    for err in errors {
+    // The parser goes on behind the first one; what it meets there is mostly its consequence.
+    if let Some(err) = errors.first() {
         let origin = reader.origin(err.span().map_or(0, |span| span.start));
         reader.problems.push(Problem::new(
             origin,
@@ -37,7 +40,7 @@ pub(crate) fn read(path: &Path, text: &str, problems: &mut Vec<Problem>) -> Laye
     // The parser gives tables in the order of their names; people read files from the top.
     found.sort_by_key(|problem| problem.line());
     problems.append(&mut found);
-    layer
+    if is_toml { Ok(layer) } else { Err(Unread) }
 }
 
 struct Reader<'a> {
@@ -84,8 +87,10 @@ impl Reader<'_> {
     }
 
     fn unknown(&mut self, key: &str, at: usize) {
-        let known = known_keys();
-        let hint = suggestion(key, known.iter().map(String::as_str));
+        let hint = kafka_properties::hint(key).unwrap_or_else(|| {
+            let known = known_keys();
+            suggestion(key, known.iter().map(String::as_str))
+        });
         self.problem(at, format!("unknown key `{key}`{hint}"));
     }
 
@@ -183,7 +188,8 @@ mod tests {
 
     fn check(text: &str) -> (Layer, Vec<String>) {
         let mut problems = Vec::new();
-        let layer = read(Path::new("everlog.toml"), text, &mut problems);
+        let read = read(Path::new("everlog.toml"), text, &mut problems);
+        let layer = read.unwrap_or_default();
         (layer, problems.iter().map(Problem::to_string).collect())
     }
 
@@ -229,6 +235,37 @@ mod tests {
                 "everlog.toml:4: unknown key `s3.regoin`; did you mean `s3.region`?",
                 "everlog.toml:5: `s3.path_style` wants true or false, and not this string",
                 "everlog.toml:7: unknown key `storage.url`; `everlog config --example` lists all keys",
+            ]
+        );
+    }
+
+    /// They were unknown, or taken for a slip in some other key.
+    #[test]
+    fn what_belongs_to_librdkafka_is_sent_to_its_table() {
+        let (_, problems) = check(
+            "security.protocol = \"SSL\"\nsasl_username = \"x\"\n[kafka]\nsasl.mechanism = \"PLAIN\"\n\
+             \"sasl.password_file\" = \"x\"\nsecurity.protocl = \"x\"\nbootstrap_servers = \"x:1\"\ngroup.id = \"x\"\n",
+        );
+        let its = |key: &str, name: &str| {
+            format!(
+                "unknown key `{key}`; it is librdkafka's: set `{name}` under [kafka.properties]"
+            )
+        };
+        assert_eq!(
+            problems,
+            [
+                format!("everlog.toml:1: {}", its("security.protocol", "security.protocol")),
+                format!("everlog.toml:2: {}", its("sasl_username", "sasl.username")),
+                format!("everlog.toml:4: {}", its("kafka.sasl.mechanism", "sasl.mechanism")),
+                format!(
+                    "everlog.toml:5: {}",
+                    its("kafka.sasl.password_file", "sasl.password_file")
+                ),
+                "everlog.toml:6: unknown key `kafka.security.protocl`; did you mean `security.protocol` under [kafka.properties]?"
+                    .to_owned(),
+                "everlog.toml:7: unknown key `kafka.bootstrap_servers`; did you mean `bootstrap_servers`?"
+                    .to_owned(),
+                "everlog.toml:8: unknown key `kafka.group.id`; did you mean `group_id`?".to_owned(),
             ]
         );
     }

@@ -7,8 +7,8 @@ use rdkafka::ClientConfig;
 use rdkafka::error::KafkaError;
 use rdkafka::types::RDKafkaConfRes;
 
-use super::layers::Raw;
-use super::problem::{Problem, suggestion};
+use super::layers::{Raw, known_keys};
+use super::problem::{Problem, nearest, suggestion};
 use super::secret::is_secret_key;
 
 /// Names for suggestions: what people do set.
@@ -61,6 +61,47 @@ const COMMON: &[&str] = &[
 pub(crate) fn exists(name: &str) -> bool {
     // Asking for its value would not do: a property without one seems not to be there.
     !matches!(refusal(name, "1"), Some(Refusal::Unknown))
+}
+
+/// librdkafka's name for what was `written` where it does not belong, if it is one that may be set. A key of everlog's own has
+/// underscores where librdkafka has dots, so those are tried for each other.
+pub(crate) fn librdkafka_name(written: &str) -> Option<String> {
+    let written = written.strip_prefix("kafka.").unwrap_or(written);
+    let (bare, in_file) = match written.strip_suffix("_file") {
+        Some(bare) => (bare, "_file"),
+        None => (written, ""),
+    };
+    let may_be_set = |name: &String| {
+        let is_ours = REFUSED_PROPERTIES.iter().any(|(ours, _)| ours == name);
+        !name.contains('\0') && !is_ours && exists(name)
+    };
+    [bare.to_owned(), bare.replace('_', ".")]
+        .into_iter()
+        .find(may_be_set)
+        .map(|name| name + in_file)
+}
+
+/// For a key that everlog does not know: that it belongs to librdkafka, or is a slip in one that does.
+pub(crate) fn hint(key: &str) -> Option<String> {
+    if let Some(name) = librdkafka_name(key) {
+        return Some(format!(
+            "; it is librdkafka's: set `{name}` under [kafka.properties]"
+        ));
+    }
+    let bare = key.strip_prefix("kafka.").unwrap_or(key);
+    let known = known_keys();
+    let all = known
+        .iter()
+        .map(String::as_str)
+        .chain(COMMON.iter().copied());
+    match nearest(bare, all) {
+        Some(name) if COMMON.contains(&name) => {
+            Some(format!("; did you mean `{name}` under [kafka.properties]?"))
+        }
+        Some(name) if bare != key => Some(format!("; did you mean `{name}`?")),
+        None if bare != key => Some("; librdkafka's go under [kafka.properties]".to_owned()),
+        _ => None,
+    }
 }
 
 /// What librdkafka says to a property.

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 
 use super::secret::is_secret_key;
 use super::setting::{SETTINGS, Shape};
-use super::{FlagLayer, Problem, env, file};
+use super::{FlagLayer, Problem, Problems, env, file};
 
 /// Where a value came from.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -104,6 +104,8 @@ pub(crate) struct Layers {
     pub(crate) merged: Layer,
     /// The file that was read.
     pub(crate) file: Option<PathBuf>,
+    /// A file was named, or lay there, and nothing of it could be read.
+    pub(crate) is_unread: bool,
     pub(crate) problems: Vec<Problem>,
 }
 
@@ -121,7 +123,7 @@ impl Layers {
         let named = named.or_else(|| env_file.map(|path| (path, "EVERLOG_CONFIG".to_owned())));
 
         let mut merged = defaults();
-        let path = match named {
+        let read = match named {
             Some((path, place)) => read_file(&path, Some(&place), &mut merged, &mut problems),
             None => read_file(Path::new(DEFAULT_FILE), None, &mut merged, &mut problems),
         };
@@ -130,11 +132,26 @@ impl Layers {
         fetch_from_files(&mut merged, &mut problems);
         Layers {
             merged,
-            file: path,
+            is_unread: read.is_err(),
+            file: read.unwrap_or_default(),
             problems,
         }
     }
+
+    /// What was wrong so far. Fails if the file could not be read: whatever else were found wrong or missing might be in it.
+    pub(crate) fn take_problems(&mut self) -> Result<Vec<Problem>, Problems> {
+        let problems = std::mem::take(&mut self.problems);
+        if self.is_unread {
+            Err(Problems(problems))
+        } else {
+            Ok(problems)
+        }
+    }
 }
+
+/// A file of which nothing could be read; why is among the problems.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Unread;
 
 fn defaults() -> Layer {
     let raw = |text: &str| Raw {
@@ -158,17 +175,17 @@ fn read_file(
     place: Option<&str>,
     merged: &mut Layer,
     problems: &mut Vec<Problem>,
-) -> Option<PathBuf> {
+) -> Result<Option<PathBuf>, Unread> {
     match std::fs::read_to_string(path) {
         Ok(text) => {
-            file::read(path, &text, problems).put_over(merged);
-            Some(path.to_owned())
+            file::read(path, &text, problems)?.put_over(merged);
+            Ok(Some(path.to_owned()))
         }
-        Err(err) if place.is_none() && err.kind() == std::io::ErrorKind::NotFound => None,
+        Err(err) if place.is_none() && err.kind() == std::io::ErrorKind::NotFound => Ok(None),
         Err(err) => {
             let message = format!("the file {} cannot be read: {err}", path.display());
             problems.push(Problem::new(place.unwrap_or(DEFAULT_FILE), message));
-            None
+            Err(Unread)
         }
     }
 }

@@ -96,7 +96,7 @@ impl ServiceConfig {
         roles: Roles,
         host_name: Option<String>,
     ) -> Result<ServiceConfig, Problems> {
-        let mut problems = std::mem::take(&mut layers.problems);
+        let mut problems = layers.take_problems()?;
         let values = Values::parse(&layers.merged, &mut problems);
         check_service(&values, &layers, roles, &mut problems);
         let instance_id = values
@@ -155,7 +155,7 @@ fn group_of(archive_url: &str) -> String {
 impl ToolConfig {
     /// Everything that is wrong comes back at once. `asks_cluster`: whether the command talks to Kafka where it is told of one.
     pub(crate) fn new(mut layers: Layers, asks_cluster: bool) -> Result<ToolConfig, Problems> {
-        let mut problems = std::mem::take(&mut layers.problems);
+        let mut problems = layers.take_problems()?;
         let values = Values::parse(&layers.merged, &mut problems);
         check_archive(&values, &layers, &mut problems);
         if values.archive.as_deref().is_some_and(is_memory) {

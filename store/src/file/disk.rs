@@ -31,6 +31,9 @@ const KNOWN_DIRECTORIES_MAX: usize = 65_536;
 #[derive(Debug)]
 pub(crate) struct Disk {
     root: PathBuf,
+    /// The staging folder was there at the start, so it is what the archive's directory is known by: where a file system is no
+    /// longer mounted, its mount point is still there, and empty.
+    marked: bool,
     /// Directories whose own entry in their parent this process has synced. Never removed by anybody: `delete`
     /// leaves empty directories, which listings do not show.
     durable: Mutex<HashSet<PathBuf>>,
@@ -38,17 +41,19 @@ pub(crate) struct Disk {
 
 impl Disk {
     pub(crate) fn open(root: PathBuf, create: bool) -> io::Result<Disk> {
+        let staging = root.join(STAGING);
+        if create {
+            create_durably(&staging)?;
+        } else if !fs::metadata(&root)?.is_dir() {
+            return Err(ErrorKind::NotADirectory.into());
+        }
         let disk = Disk {
             root,
+            marked: staging.is_dir(),
             durable: Mutex::default(),
         };
         if create {
-            create_durably(&disk.root)?;
-            let staging = disk.root.join(STAGING);
-            create_durably(&staging)?;
             disk.sweep(&staging);
-        } else if !fs::metadata(&disk.root)?.is_dir() {
-            return Err(ErrorKind::NotADirectory.into());
         }
         Ok(disk)
     }
@@ -198,12 +203,27 @@ impl Disk {
         Ok(())
     }
 
-    /// Fails if the root is gone, as that of a file system that is no longer mounted.
+    /// Fails if the archive's directory is gone, or what stands in its place is another one: nothing may be taken for absent
+    /// then, and nothing may be written. What is put into the mount point of a file system that is not mounted would be an
+    /// archive without a beginning.
     fn root_is_there(&self) -> io::Result<()> {
-        if fs::metadata(&self.root)?.is_dir() {
+        let gone = |how| {
+            let root = self.root.clone();
+            io::Error::new(ErrorKind::NotFound, Gone { root, how })
+        };
+        let is_dir = |path: &Path| match fs::metadata(path) {
+            Ok(meta) => Ok(meta.is_dir()),
+            Err(error) if is_absent(&error) => Ok(false),
+            Err(error) => Err(error),
+        };
+        if self.marked && is_dir(&self.root.join(STAGING))? {
             Ok(())
+        } else if !is_dir(&self.root)? {
+            Err(gone(How::Root))
+        } else if self.marked {
+            Err(gone(How::Mark))
         } else {
-            Err(ErrorKind::NotADirectory.into())
+            Ok(())
         }
     }
 
@@ -223,11 +243,16 @@ impl Disk {
                 format!("mount nothing below {root}: it has to be one file system")
             }
             ErrorKind::Unsupported => format!("use a file system with hard links for {root}"),
-            // Full disks, missing mounts and I/O errors can pass.
+            // Full disks, missing mounts and I/O errors can pass. That the directory is gone explains all others.
             _ => {
+                let error = self.root_is_there().err().unwrap_or(error);
+                let source = match error.get_ref().is_some_and(|inner| inner.is::<Gone>()) {
+                    true => error.into(),
+                    false => format!("{root}: {error}").into(),
+                };
                 return StoreError::Unavailable {
                     what: what.to_owned(),
-                    source: error.into(),
+                    source,
                 };
             }
         };
@@ -235,6 +260,37 @@ impl Disk {
             what: what.to_owned(),
             remedy,
             source: error.into(),
+        }
+    }
+}
+
+/// What was opened as the archive's directory is not there any more.
+#[derive(Debug, thiserror::Error)]
+#[error(
+    "the archive's directory {} {how}: nothing is read or written before it is back",
+    .root.display()
+)]
+struct Gone {
+    root: PathBuf,
+    how: How,
+}
+
+#[derive(Clone, Copy, Debug)]
+enum How {
+    /// There is no such directory.
+    Root,
+    /// There is one without the staging folder.
+    Mark,
+}
+
+impl std::fmt::Display for How {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            How::Root => f.write_str("is gone (removed, moved away, or no longer mounted)"),
+            How::Mark => write!(
+                f,
+                "is not the one that it was: there is no {STAGING} in it, as if it were emptied, replaced, or no longer mounted"
+            ),
         }
     }
 }
@@ -273,8 +329,8 @@ struct Staged {
 }
 
 impl Staged {
+    /// `staging` has to be there: to make it anew might be to make an archive in a mount point.
     fn create(staging: &Path) -> io::Result<Staged> {
-        create_durably(staging)?;
         let path = staging.join(format!("{:032x}", rand::random::<u128>()));
         let file = OpenOptions::new()
             .write(true)
@@ -414,3 +470,6 @@ impl Walk<'_> {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

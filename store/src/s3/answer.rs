@@ -55,7 +55,8 @@ impl Answer {
     }
 }
 
-fn find_credentials_error<'a>(
+/// The error of the credentials, where they could not be had.
+pub(super) fn find_credentials_error<'a>(
     error: &'a (dyn std::error::Error + 'static),
 ) -> Option<&'a CredentialsError> {
     let mut cause = Some(error);
@@ -68,6 +69,10 @@ fn find_credentials_error<'a>(
     None
 }
 
+/// Where credentials may come from.
+const WHENCE: &str = "set AWS_PROFILE, or AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY (or `s3.access_key_id` and \
+     `s3.secret_access_key`), or run where an instance or pod role gives them";
+
 /// Decides. `proven`: requests have succeeded before with this set-up.
 pub(super) fn judge(
     what: What<'_>,
@@ -77,23 +82,8 @@ pub(super) fn judge(
     source: BoxError,
 ) -> Failure {
     let refused = |remedy: String, source| Failure::Refused { remedy, source };
-    match answer.credentials {
-        Some(Credentials::Missing) if !proven => {
-            return refused(
-                "no AWS credentials were found: set AWS_PROFILE, or AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or run where \
-                 an instance or pod role gives them"
-                    .to_owned(),
-                source,
-            );
-        }
-        Some(Credentials::Misconfigured) if !proven => {
-            return refused(
-                "correct the AWS profile or the AWS_* variables".to_owned(),
-                source,
-            );
-        }
-        Some(_) => return Failure::Transient(source),
-        None => {}
+    if let Some(credentials) = answer.credentials {
+        return without(credentials, proven, source);
     }
     if answer.malformed {
         return refused(
@@ -140,6 +130,25 @@ pub(super) fn judge(
         // An answer that makes no sense with a status that says "done" has been cut off or mangled on the way.
         (200..=299, _) => Failure::Transient(source),
         _ => refused("look up the error; trying again as it is does not help".to_owned(), source),
+    }
+}
+
+/// What it means that the credentials could not be had.
+fn without(credentials: Credentials, proven: bool, source: BoxError) -> Failure {
+    match credentials {
+        _ if proven => Failure::transient(format!(
+            "the AWS credentials could not be renewed: {source}"
+        )),
+        Credentials::Missing => {
+            Failure::refused(format!("no AWS credentials were found: {WHENCE}"), source)
+        }
+        Credentials::Misconfigured => {
+            Failure::refused("correct the AWS profile or the AWS_* variables", source)
+        }
+        // A role's can come later than the process.
+        Credentials::Away => Failure::transient(format!(
+            "no AWS credentials were found so far: {WHENCE}: {source}"
+        )),
     }
 }
 
@@ -200,6 +209,43 @@ mod tests {
             (200, ""),
         ] {
             check(status, code, "transient");
+        }
+    }
+
+    /// Where the instance's metadata service refused to give any, only its own words were told.
+    #[test]
+    fn who_has_no_credentials_hears_where_they_may_come_from() {
+        let judged = |credentials, proven| {
+            let answer = Answer {
+                credentials: Some(credentials),
+                ..Answer::default()
+            };
+            judge(What::List("x"), "lake", &answer, proven, "cause".into())
+        };
+        match judged(Credentials::Missing, false) {
+            Failure::Refused { remedy, .. } => assert!(remedy.contains(WHENCE), "{remedy}"),
+            other => panic!("{other:?}"),
+        }
+        match judged(Credentials::Away, false) {
+            Failure::Transient(source) => {
+                let text = source.to_string();
+                let wanted = [
+                    "no AWS credentials",
+                    "AWS_PROFILE",
+                    "instance or pod role",
+                    ": cause",
+                ];
+                assert!(wanted.iter().all(|part| text.contains(part)), "{text}");
+            }
+            other => panic!("{other:?}"),
+        }
+        for credentials in [Credentials::Missing, Credentials::Away] {
+            match judged(credentials, true) {
+                Failure::Transient(source) => {
+                    assert!(source.to_string().contains("renewed: cause"))
+                }
+                other => panic!("{other:?}"),
+            }
         }
     }
 

@@ -370,3 +370,43 @@ async fn markers_of_folders_are_no_objects() {
         "nothing is known of this store's order"
     );
 }
+
+/// The words were followed by a struct of the SDK's with the same words in it.
+#[tokio::test]
+async fn an_answer_is_told_in_the_stores_words_and_not_as_a_struct() {
+    let body = "<Error><Code>AccessDenied</Code><Message>not you</Message></Error>";
+    for (status, body, told) in [
+        (
+            "403 Forbidden\r\nx-amz-request-id: R1",
+            body,
+            "status 403: AccessDenied: not you (request R1)",
+        ),
+        ("403 Forbidden", "", "status 403"),
+    ] {
+        let server = Server::start(vec![Reply::Answer(status, body)]).await;
+        let found = server.store.list_first("x", 1).await;
+        let Err(StoreError::Refused { source, .. }) = found else {
+            panic!("{found:?}")
+        };
+        assert_eq!(source.to_string(), told);
+    }
+}
+
+/// The list of the places that were looked at has a line for each, and stood behind words on a dispatch failure and a provider
+/// that was not enabled.
+#[test]
+fn an_error_of_the_credentials_is_one_line_without_the_sdks_own_words() {
+    use aws_credential_types::provider::error::CredentialsError;
+    use aws_sdk_s3::operation::get_object::GetObjectError;
+    let list = "nothing found. Attempted:\n  Environment: no variable\n  Profile: no file\n";
+    for error in [
+        CredentialsError::not_loaded(list),
+        CredentialsError::provider_error(list),
+    ] {
+        let error = SdkError::<GetObjectError, HttpResponse>::construction_failure(error);
+        assert_eq!(
+            Readable::new(&error).to_string(),
+            "nothing found. Attempted: Environment: no variable; Profile: no file"
+        );
+    }
+}

@@ -59,13 +59,34 @@ const NAMES: [&str; 10] = [
 ];
 const STATES: [&str; 4] = ["placed", "paid", "packed", "shipped"];
 
+/// Between two orders of a partition, in milliseconds.
+const APART_MS: i64 = 5;
+
+/// How far producers' clocks differ, in milliseconds.
+const JITTER_MS: i64 = 200;
+
+/// So many records tell how large they are on average.
+const SAMPLED: i64 = 500;
+
+/// The time of a partition's first record if `bytes` of records come in it, so that the last one is just before `now_ms`. Both in
+/// milliseconds since 1970.
+pub(crate) fn start_ms(now_ms: i64, bytes: u64) -> i64 {
+    let sample = (0..SAMPLED).map(|offset| order(0, offset, now_ms).len());
+    let sampled_bytes = u64::try_from(sample.sum::<usize>()).unwrap_or(u64::MAX);
+    let mean_bytes = sampled_bytes / SAMPLED.unsigned_abs();
+    let records = i64::try_from(bytes / mean_bytes.max(1)).unwrap_or(i64::MAX);
+    now_ms
+        .saturating_sub(records.saturating_mul(APART_MS))
+        .saturating_sub(JITTER_MS)
+}
+
 /// The record at `offset` of `partition`; `start_ms` is the time of the first one.
 pub(crate) fn order(partition: i32, offset: i64, start_ms: i64) -> Order {
     let seed = (u64::from(partition.unsigned_abs()) << 48) ^ offset.unsigned_abs();
     let mut random = SmallRng::seed_from_u64(seed);
     let customer: u32 = random.random_range(10_000..90_000);
     // Producers' clocks differ a little, so times are not quite in order.
-    let timestamp_ms = start_ms + offset * 25 + random.random_range(0..200);
+    let timestamp_ms = start_ms + offset * APART_MS + random.random_range(0..JITTER_MS);
     let mut headers = vec![
         (
             "content-type".to_owned(),
@@ -143,6 +164,23 @@ mod tests {
         assert_eq!(order(1, 77, 5), order(1, 77, 5));
         assert_ne!(order(1, 77, 5), order(2, 77, 5));
         assert_ne!(order(1, 77, 5), order(1, 78, 5));
+    }
+
+    /// `max(ts)` lay up to some minutes in the future.
+    #[test]
+    fn the_last_order_is_about_now() {
+        let now_ms = 1_700_000_000_000;
+        for bytes in [15_000_000, 50_000_000] {
+            let start_ms = start_ms(now_ms, bytes);
+            let (mut sent, mut last_ms, mut offset) = (0, 0, 0);
+            while sent < bytes {
+                let order = order(3, offset, start_ms);
+                sent += u64::try_from(order.len()).expect("small");
+                (last_ms, offset) = (order.timestamp_ms.max(last_ms), offset + 1);
+            }
+            let before_ms = now_ms - last_ms;
+            assert!((-1_000..10_000).contains(&before_ms), "{before_ms}");
+        }
     }
 
     #[test]

@@ -17,7 +17,7 @@ use super::{PARTITIONS, Shared, TOPIC};
 
 /// How far a partition may run ahead of the archive, in bytes of records. The stand-in cluster keeps 5 MiB of batches,
 /// and what it drops before it is archived is a hole.
-const AHEAD_MAX_BYTES: u64 = 3 << 20;
+pub(crate) const AHEAD_MAX_BYTES: u64 = 3 << 20;
 
 const PAUSE: Duration = Duration::from_millis(2);
 

@@ -27,6 +27,7 @@ fn layers(flags: &[(&'static str, &str)]) -> Layers {
     Layers {
         merged: Layer { values, properties },
         file: None,
+        is_unread: false,
         problems: Vec::new(),
     }
 }
