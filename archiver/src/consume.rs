@@ -448,14 +448,11 @@ fn wake(consumer: &Consumer, slot: &mut Slot, at: Instant) -> Result<(), String>
     let from = reading.fetch_from();
     match reading.stall(at) {
         None => return Ok(()),
-        Some(Stall::Unanswered) => {
-            tracing::info!(topic, partition, %from, "the fetcher has brought nothing since it was told where to go on, telling it again");
-        }
         Some(Stall::Behind) => {
-            tracing::warn!(topic, partition, %from, "nothing was fetched for a minute though the cluster has more, asking again");
+            tracing::warn!(topic, partition, %from, "nothing is fetched though the cluster has more, asking again");
         }
         Some(Stall::Quiet) => {
-            tracing::debug!(topic, partition, %from, "nothing was fetched for minutes, asking again");
+            tracing::debug!(topic, partition, %from, "nothing is fetched, asking again");
         }
     }
     reading.told_again(at);

@@ -294,15 +294,14 @@ pub(crate) fn day_cut(first: Option<i64>, next: Option<i64>, bytes: u64) -> bool
 /// A fetcher that has brought nothing for so long that it is told once more where to go on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Stall {
-    /// It has not brought a thing since it was told, though even an empty partition brings its end within a second.
-    Unanswered,
     /// The cluster has more: it should have brought something.
     Behind,
     /// Nothing says that there is more, but what says so is as old as the silence.
     Quiet,
 }
 
-/// How long a fetcher may bring nothing at first; twice as long each time that it was told in vain.
+/// How long a fetcher may bring nothing at first, though even an empty partition brings its end; twice as long each time that
+/// it was told in vain.
 const ANSWER_MAX: Duration = Duration::from_secs(15);
 /// How long it may bring nothing though the cluster has more.
 const BEHIND_MAX: Duration = Duration::from_secs(60);
@@ -328,15 +327,12 @@ pub(crate) fn stall(silence: Silence) -> Option<Stall> {
     let Silence { lasted, behind, .. } = silence;
     let longest = if behind { BEHIND_MAX } else { QUIET_MAX };
     let first = ANSWER_MAX.saturating_mul(1 << silence.told_in_vain.min(16));
-    if !silence.answered && first.min(longest) <= lasted {
-        Some(Stall::Unanswered)
-    } else if lasted < longest {
-        None
-    } else if behind {
-        Some(Stall::Behind)
-    } else {
-        Some(Stall::Quiet)
-    }
+    let patience = match silence.answered {
+        true => longest,
+        false => first.min(longest),
+    };
+    let kind = if behind { Stall::Behind } else { Stall::Quiet };
+    (patience <= lasted).then_some(kind)
 }
 
 /// How records are handed to the encoders.

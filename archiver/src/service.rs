@@ -29,6 +29,8 @@ use crate::worker::{Context, QUESTIONS_MAX};
 const ENCODERS: usize = 2;
 const COMMANDS_MAX: usize = 1_024;
 const RESTART_PAUSE_MAX: Duration = Duration::from_secs(60);
+/// Short: whoever watches takes an archiver that does not get through, though a broker answers, for one with a wrong password.
+const FIRST_ANSWER_PAUSE_MAX: Duration = Duration::from_secs(5);
 /// A consumer that has lasted for so long was well.
 const CALM: Duration = Duration::from_secs(600);
 
@@ -60,14 +62,14 @@ async fn silent_until<T>(silent_seconds: &Gauge, answer: impl Future<Output = T>
     answer
 }
 
-/// Waits for a consumer's end; one that has lasted for `calm` has its place for itself.
-async fn calmed<T>(fenced: &IntGauge, calm: Duration, life: impl Future<Output = T>) -> T {
+/// Waits for a consumer's end; says whether it has lasted for `calm`: then it has its place for itself.
+async fn calmed<T>(fenced: &IntGauge, calm: Duration, life: impl Future<Output = T>) -> (T, bool) {
     let mut life = std::pin::pin!(life);
     if let Ok(ended) = tokio::time::timeout(calm, &mut life).await {
-        return ended;
+        return (ended, false);
     }
     fenced.set(0);
-    life.await
+    (life.await, true)
 }
 
 impl Archiver {
@@ -110,23 +112,20 @@ impl Archiver {
         self.is_up.send_replace(true);
         let mut backoff = Backoff::new(RESTART_PAUSE_MAX);
         loop {
-            let begun = now();
-            let ended = calmed(
-                &self.metrics.fenced,
-                CALM,
-                self.life(&cluster_id, &shutdown),
-            )
-            .await?;
-            if CALM <= now().saturating_duration_since(begun) {
+            let life = self.life(&cluster_id, &shutdown);
+            let (ended, lasted) = calmed(&self.metrics.fenced, CALM, life).await;
+            if lasted {
                 backoff = Backoff::new(RESTART_PAUSE_MAX);
             }
-            let (pause, _) = backoff.failed(rand::random());
-            match ended {
+            let ended = match ended? {
                 Ended::Stopped => return Ok(()),
-                Ended::Fenced => self.fenced(pause),
-                Ended::Fatal(why) => {
-                    tracing::error!(why, ?pause, "the consumer can't go on, starting another");
-                }
+                ended => ended,
+            };
+            let (pause, _) = backoff.failed(rand::random());
+            if let Ended::Fatal(why) = ended {
+                tracing::error!(why, ?pause, "the consumer can't go on, starting another");
+            } else {
+                self.fenced(pause);
             }
             if shutdown
                 .run_until_cancelled(tokio::time::sleep(pause))
@@ -152,7 +151,7 @@ impl Archiver {
     }
 
     async fn wait_for_cluster_id(&self) -> everlog_format::ClusterId {
-        let mut backoff = Backoff::new(RESTART_PAUSE_MAX);
+        let mut backoff = Backoff::new(FIRST_ANSWER_PAUSE_MAX);
         loop {
             match self.cluster.cluster_id().await {
                 Ok(id) => return id,
@@ -288,10 +287,10 @@ mod tests {
         let fenced = IntGauge::new("fenced", "fenced").unwrap();
         fenced.set(1);
         let life = |ms| tokio::time::sleep(Duration::from_millis(ms));
-        calmed(&fenced, Duration::from_secs(30), life(10)).await;
-        assert_eq!(fenced.get(), 1);
-        calmed(&fenced, Duration::from_millis(50), life(500)).await;
-        assert_eq!(fenced.get(), 0);
+        let (_, lasted) = calmed(&fenced, Duration::from_secs(30), life(10)).await;
+        assert_eq!((lasted, fenced.get()), (false, 1));
+        let (_, lasted) = calmed(&fenced, Duration::from_millis(50), life(500)).await;
+        assert_eq!((lasted, fenced.get()), (true, 0));
     }
 
     #[tokio::test]

@@ -197,10 +197,10 @@ fn a_fetcher_is_woken_that_is_silent_and_should_not_be() {
     let reading = slot.reading.as_mut().unwrap();
     reading.seated(begin);
     assert_eq!(reading.stall(after(14)), None);
-    assert_eq!(reading.stall(after(15)), Some(Stall::Unanswered));
+    assert_eq!(reading.stall(after(15)), Some(Stall::Behind));
     reading.told_again(after(15));
     assert_eq!(reading.stall(after(44)), None);
-    assert_eq!(reading.stall(after(45)), Some(Stall::Unanswered));
+    assert_eq!(reading.stall(after(45)), Some(Stall::Behind));
     deliver(&mut slot, 70, 1).unwrap();
     let reading = slot.reading.as_mut().unwrap();
     reading.brought(begin);
@@ -216,7 +216,7 @@ fn a_fetcher_is_woken_that_is_silent_and_should_not_be() {
     assert_eq!(reading.stall(after(371)), Some(Stall::Quiet));
     reading.told_again(after(371));
     assert_eq!(reading.stall(after(372)), None);
-    assert_eq!(reading.stall(after(401)), Some(Stall::Unanswered));
+    assert_eq!(reading.stall(after(401)), Some(Stall::Quiet));
     // An end is an answer too.
     slot.end_of_partition(80, after(402)).unwrap();
     let reading = slot.reading.as_mut().unwrap();

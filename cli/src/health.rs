@@ -187,8 +187,8 @@ fn archiver_troubles(metrics: &[MetricFamily]) -> String {
     }
     if values(metrics, FENCED).next().is_some() {
         text.push_str(
-            "trouble: another process with the same instance id keeps taking this archiver's place in the group: give each archiver an \
-             instance id of its own (--instance-id, `instance_id`; the host name unless one is given)\n",
+            "trouble: another process with the same instance id has taken this archiver's place in the group, within the last ten minutes: give each \
+             archiver an instance id of its own (--instance-id, `instance_id`; the host name unless one is given)\n",
         );
     }
     text

@@ -102,13 +102,14 @@ pub(crate) async fn store_to_serve(
 
 /// For services: the store is probed first, so that a missing right or a store that ignores conditions is told at the
 /// start and not by the first commit. `create` makes an archive where there is none. While the store does not answer, or
-/// somebody else has to make the archive, this waits, and tells `waiting` for what: a service must come up by itself.
+/// somebody else has to make the archive, this waits, and tells `waiting` for what: a service must come up by itself. Gives also whether
+/// there was no archive before.
 pub(crate) async fn open_to_serve(
     store: Arc<WatchedStore>,
     create: bool,
     node_cache_dir: PathBuf,
     waiting: impl Fn(String),
-) -> Result<Arc<Archive>> {
+) -> Result<(Arc<Archive>, bool)> {
     let mut pause = RETRY_PAUSE_MIN;
     let report = loop {
         match store.probe(create).await {
@@ -138,16 +139,7 @@ pub(crate) async fn open_to_serve(
             create,
         };
         match Archive::open(Arc::clone(&store), options).await {
-            Ok(archive) => {
-                if is_new {
-                    warn!(
-                        archive = archive.store().url(),
-                        "there was no archive here, a new one has been made; if one should have been here, the address is wrong, or its \
-                         file system is not mounted"
-                    );
-                }
-                return Ok(archive);
-            }
+            Ok(archive) => return Ok((archive, is_new)),
             Err(err @ IndexError::Store(StoreError::Unavailable { .. })) => {
                 waiting(AWAY.to_owned());
                 warn!(

@@ -58,7 +58,9 @@ fn words(error: &StoreError) -> String {
         parts.push(error.to_string());
         cause = error.source();
     }
+    // What a server answers may have lines of its own.
     let text = parts.join(": ");
+    let text = text.split_whitespace().collect::<Vec<_>>().join(" ");
     match text.char_indices().nth(WORDS_MAX) {
         Some((end, _)) => format!("{}…", text.get(..end).unwrap_or_default()),
         None => text,

@@ -5,6 +5,7 @@ use std::io::{Read as _, Write as _};
 use std::net::{TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command};
+use std::sync::atomic::{AtomicU16, Ordering};
 use std::time::Duration;
 
 use rdkafka::ClientConfig;
@@ -28,15 +29,26 @@ impl Drop for Everlog {
     }
 }
 
-fn free_port() -> u16 {
-    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-    listener.local_addr().unwrap().port()
+/// As many neighbouring ports as a proxy and its nodes need; gives the first. Below those that Linux draws for outgoing connections, or
+/// a client's might take one in between, and beside those of other tests.
+fn free_ports() -> u16 {
+    const COUNT: u16 = 4;
+    static NEXT: AtomicU16 = AtomicU16::new(0);
+    let begin = u16::try_from(std::process::id() % 1_000).unwrap() * COUNT;
+    loop {
+        let first = 20_000 + (begin + NEXT.fetch_add(COUNT, Ordering::Relaxed)) % 6_000;
+        let are_free =
+            (first..first + COUNT).all(|port| TcpListener::bind(("127.0.0.1", port)).is_ok());
+        if are_free {
+            return first;
+        }
+    }
 }
 
 impl Everlog {
     /// `role` with its archive in `dir`, for the topic `orders`.
     fn start(dir: &Path, role: &str, bootstrap: &str) -> Everlog {
-        let (metrics, log) = (free_port(), dir.join(format!("{role}.log")));
+        let (metrics, log) = (free_ports(), dir.join(format!("{role}.log")));
         let mut command = Command::new(env!("CARGO_BIN_EXE_everlog"));
         command.current_dir(dir).env_clear().arg(role);
         command.args(["--bootstrap-servers", bootstrap, "--topics", "orders"]);
@@ -44,7 +56,7 @@ impl Everlog {
         command.args(["--data-dir", &format!("local-{role}")]);
         command.args(["--metrics", &format!("127.0.0.1:{metrics}")]);
         if role != "archive" {
-            command.args(["--listen", &format!("127.0.0.1:{}", free_port())]);
+            command.args(["--listen", &format!("127.0.0.1:{}", free_ports())]);
         }
         if role != "proxy" {
             command.args(["--segment-max-age", "1s"]);
@@ -144,7 +156,7 @@ fn gauge(metrics: &str, name: &str) -> Option<f64> {
 #[test]
 fn a_cluster_that_is_away_at_the_start_is_told_with_its_reason_until_it_comes() {
     let dir = tempfile::tempdir().unwrap();
-    let (port, cluster) = (free_port(), cluster());
+    let (port, cluster) = (free_ports(), cluster());
     let bootstrap = format!("127.0.0.1:{port}");
     let why = format!("no bootstrap server answers: {bootstrap}: Connection refused");
     let roles = [
@@ -156,9 +168,12 @@ fn a_cluster_that_is_away_at_the_start_is_told_with_its_reason_until_it_comes() 
             Some("archiver: starts once the proxy has found the cluster\n"),
         ),
     ];
+    // All at once: each has a minute's patience. The archiver makes the archive, the others wait for it.
     let roles = roles.map(|(role, part, beside)| {
-        // The first one makes the archive.
         let everlog = Everlog::start(dir.path(), role, &bootstrap);
+        (everlog, part, beside)
+    });
+    for (everlog, part, beside) in &roles {
         let line = format!("\n{part}: {why}");
         everlog.wait_for("/healthz", "told why", |text| {
             text.starts_with("HTTP/1.1 503")
@@ -170,10 +185,9 @@ fn a_cluster_that_is_away_at_the_start_is_told_with_its_reason_until_it_comes() 
         everlog.wait_for("/metrics", "counted", |text| {
             gauge(text, &name).is_some_and(|seconds| 1.5 < seconds)
         });
-        everlog
-    });
+    }
     forward(port, cluster.bootstrap_servers());
-    for everlog in &roles {
+    for (everlog, ..) in &roles {
         everlog.wait_for("/healthz", "ready", |text| {
             text.starts_with("HTTP/1.1 200") && !text.contains("trouble:")
         });

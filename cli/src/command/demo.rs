@@ -120,7 +120,7 @@ pub(crate) async fn demo(args: DemoArgs) -> Result<ExitCode> {
         s3: Default::default(),
     };
     let store = store_to_serve(&archive_place, true, |_| {}).await?;
-    let archive = open_to_serve(store, true, data_dir.node_cache(), |_| {}).await?;
+    let (archive, _) = open_to_serve(store, true, data_dir.node_cache(), |_| {}).await?;
     let shared = Arc::new(Shared {
         archive: Arc::clone(&archive),
         keys: OnceLock::new(),

@@ -75,6 +75,15 @@ struct Services {
 }
 
 async fn start(config: &ServiceConfig, registry: &Registry, health: &Health) -> Result<Started> {
+    for (part, is_wanted) in [
+        (ARCHIVER, config.roles.archiver),
+        (PROXY, config.roles.proxy),
+    ] {
+        if is_wanted {
+            let waiting = "starts once the archive is open";
+            health.set(part, State::NotReady(waiting.to_owned()));
+        }
+    }
     let data_dir = DataDir::open(config.data_dir.as_deref())?;
     if config.archive.url.starts_with("memory:") {
         warn!("the archive is in memory: everything in it is lost when this process ends");
@@ -86,8 +95,15 @@ async fn start(config: &ServiceConfig, registry: &Registry, health: &Health) -> 
     health.watch_store(Arc::clone(&store));
     registry.register(Box::new(StoreMetrics::new(Arc::clone(&store))?))?;
     registry.register(Box::new(ProcessMetrics::new()?))?;
-    let archive = open_to_serve(store, create, data_dir.node_cache(), waiting).await?;
+    let (archive, is_new) = open_to_serve(store, create, data_dir.node_cache(), waiting).await?;
     health.set(ARCHIVE, State::Ready);
+    if is_new {
+        warn!(
+            archive = archive.store().url(),
+            "there was no archive here, a new one has been made; if one should have been here, the address is wrong, or its file system is \
+             not mounted (then stop, and remove what is there now before it is mounted again)"
+        );
+    }
     info!(archive = archive.store().url(), topics = %config.topics, "the archive is open");
 
     let archiver = match config.roles.archiver {

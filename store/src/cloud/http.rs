@@ -77,5 +77,31 @@ fn failed(error: reqwest::Error) -> HttpError {
     } else {
         HttpErrorKind::Request
     };
-    HttpError::new(kind, error)
+    // Its text would name the whole address, and the query of a signed one is as good as a password.
+    HttpError::new(kind, error.without_url())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What a store says goes to the log, and to whoever asks for the health.
+    #[tokio::test]
+    async fn a_signed_address_is_not_told() {
+        let free = std::net::TcpListener::bind("127.0.0.1:0").expect("a port");
+        let port = free.local_addr().expect("bound").port();
+        drop(free);
+        let url = format!("http://127.0.0.1:{port}/container?sig=hunter2");
+        let request = Client::new().get(url).send().await;
+        let error = failed(request.expect_err("nobody listens"));
+        let mut told = vec![error.to_string()];
+        let mut cause = std::error::Error::source(&error);
+        while let Some(error) = cause {
+            told.push(error.to_string());
+            cause = error.source();
+        }
+        let told = told.join(": ");
+        assert!(!told.contains("hunter2"), "{told}");
+        assert!(told.to_lowercase().contains("connect"), "{told}");
+    }
 }

@@ -5,6 +5,7 @@ use std::fs::{self, File, OpenOptions};
 use std::io::{self, ErrorKind, Read, Seek, SeekFrom, Write};
 use std::ops::Range;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
@@ -31,9 +32,9 @@ const KNOWN_DIRECTORIES_MAX: usize = 65_536;
 #[derive(Debug)]
 pub(crate) struct Disk {
     root: PathBuf,
-    /// The staging folder was there at the start, so it is what the archive's directory is known by: where a file system is no
-    /// longer mounted, its mount point is still there, and empty.
-    marked: bool,
+    /// The staging folder has been seen, so it is what the archive's directory is known by: where a file system is no longer
+    /// mounted, its mount point is still there, and empty.
+    marked: AtomicBool,
     /// Directories whose own entry in their parent this process has synced. Never removed by anybody: `delete`
     /// leaves empty directories, which listings do not show.
     durable: Mutex<HashSet<PathBuf>>,
@@ -49,7 +50,7 @@ impl Disk {
         }
         let disk = Disk {
             root,
-            marked: staging.is_dir(),
+            marked: AtomicBool::new(staging.is_dir()),
             durable: Mutex::default(),
         };
         if create {
@@ -172,6 +173,8 @@ impl Disk {
         };
         walk.directory(&self.root.join(prefix), &crate::listing::with_slash(prefix))
             .map_err(failed)?;
+        // It may have gone away meanwhile, and what was not found then says nothing.
+        self.root_is_there().map_err(failed)?;
         Ok(pager.finish())
     }
 
@@ -216,11 +219,13 @@ impl Disk {
             Err(error) if is_absent(&error) => Ok(false),
             Err(error) => Err(error),
         };
-        if self.marked && is_dir(&self.root.join(STAGING))? {
+        if is_dir(&self.root.join(STAGING))? {
+            // A reader may have been opened before the archive was made.
+            self.marked.store(true, Ordering::Relaxed);
             Ok(())
         } else if !is_dir(&self.root)? {
             Err(gone(How::Root))
-        } else if self.marked {
+        } else if self.marked.load(Ordering::Relaxed) {
             Err(gone(How::Mark))
         } else {
             Ok(())
@@ -289,7 +294,8 @@ impl std::fmt::Display for How {
             How::Root => f.write_str("is gone (removed, moved away, or no longer mounted)"),
             How::Mark => write!(
                 f,
-                "is not the one that it was: there is no {STAGING} in it, as if it were emptied, replaced, or no longer mounted"
+                "is not the one that it was: there is no {STAGING} in it, as if it were emptied, replaced, or no longer mounted \
+                 (if it is the archive all the same, make that folder)"
             ),
         }
     }

@@ -1,7 +1,6 @@
 //! Why the archiver has had no answer from the cluster yet: its Kafka library keeps that to itself, or that no waiting will
 //! help. Asks beside it until it is up; what comes of it is a line in `/healthz` and in the log.
 
-use std::convert::Infallible;
 use std::error::Error;
 use std::time::Duration;
 
@@ -41,7 +40,8 @@ impl Default for Pace {
     fn default() -> Pace {
         Pace {
             every: Duration::from_secs(10),
-            grace: Duration::from_secs(5),
+            // It may be in the middle of a pause, of 5 s at most, or of a question.
+            grace: Duration::from_secs(15),
         }
     }
 }
@@ -59,17 +59,6 @@ pub(super) fn unanswered(why: &Unanswered) -> String {
 
 /// Asks until it is dropped, and hands `tell` what there is to say; gives what no waiting mends.
 pub(super) async fn ask(cluster: &Address, pace: Pace, tell: impl Fn(String)) -> ReachError {
-    match ask_on(cluster, pace, tell).await {
-        Ok(never) => match never {},
-        Err(hopeless) => hopeless,
-    }
-}
-
-async fn ask_on(
-    cluster: &Address,
-    pace: Pace,
-    tell: impl Fn(String),
-) -> Result<Infallible, ReachError> {
     // Whether somebody answered, when that was told last.
     let mut told: Option<(bool, Instant)> = None;
     loop {
@@ -97,7 +86,7 @@ async fn ask_on(
                     );
                 }
             }
-            Err(hopeless) => return Err(hopeless),
+            Err(hopeless) => return hopeless,
         }
         sleep(pace.every.saturating_sub(asked.elapsed())).await;
     }

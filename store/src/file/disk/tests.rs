@@ -76,6 +76,25 @@ fn nothing_is_written_into_what_stands_in_the_archives_place() {
     }
 }
 
+/// A proxy that waits for its archive has opened the directory before there was one in it.
+#[test]
+fn a_reader_that_came_before_the_archive_knows_its_directory_too() {
+    let parent = tempfile::tempdir().expect("a directory");
+    let (root, away) = (parent.path().join("archive"), parent.path().join("away"));
+    fs::create_dir(&root).expect("made");
+    let reader = Disk::open(root.clone(), false).expect("there");
+    let key = Key::new("meta/a").expect("a key");
+    let absent = |key: &Key| matches!(reader.read(key, None), Err(StoreError::NotFound { .. }));
+    assert!(absent(&key));
+    let writer = Disk::open(root.clone(), true).expect("there");
+    assert_eq!(put(&writer, "meta/a").expect("stored"), Put::Created);
+    assert!(!absent(&key) && absent(&Key::new("meta/b").expect("a key")));
+
+    fs::rename(&root, &away).expect("moved");
+    fs::create_dir(&root).expect("made");
+    all_say(&reader, "no longer mounted");
+}
+
 /// A copy of an archive for readers needs no staging folder.
 #[test]
 fn a_directory_that_never_had_the_mark_is_read_without_it() {
