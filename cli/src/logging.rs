@@ -1,6 +1,8 @@
 //! Log lines: readable on a terminal, JSON elsewhere, always on standard error. What librdkafka and sled log by the crate
 //! `log` comes out here too.
 
+mod json;
+
 use std::io::IsTerminal;
 use std::panic::PanicHookInfo;
 
@@ -16,7 +18,7 @@ pub(crate) fn start(config: &LogConfig, default_filter: &str) {
     let filter = config.filter.as_deref().unwrap_or(default_filter);
     let filter = filter_of(filter).unwrap_or_else(|| EnvFilter::new(default_filter));
     let on_terminal = std::io::stderr().is_terminal();
-    let json = match config.format {
+    let is_json = match config.format {
         LogFormat::Auto => !on_terminal,
         LogFormat::Text => false,
         LogFormat::Json => true,
@@ -24,12 +26,8 @@ pub(crate) fn start(config: &LogConfig, default_filter: &str) {
     let builder = tracing_subscriber::fmt()
         .with_env_filter(filter)
         .with_writer(std::io::stderr);
-    let started = if json {
-        builder
-            .json()
-            .flatten_event(true)
-            .with_current_span(false)
-            .try_init()
+    let started = if is_json {
+        builder.event_format(json::JsonLines).try_init()
     } else {
         builder.with_ansi(on_terminal).try_init()
     };
