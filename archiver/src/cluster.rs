@@ -49,6 +49,19 @@ pub enum ClusterError {
     },
 }
 
+impl ClusterError {
+    /// Whether the cluster has answered that there is no such partition.
+    pub(crate) fn is_unknown_partition(&self) -> bool {
+        let ClusterError::Unavailable { source, .. } = self else {
+            return false;
+        };
+        matches!(
+            source.rdkafka_error_code(),
+            Some(RDKafkaErrorCode::UnknownPartition | RDKafkaErrorCode::UnknownTopicOrPartition)
+        )
+    }
+}
+
 /// The cluster as its metadata show it.
 #[derive(Clone, Debug)]
 pub(crate) struct ClusterView {

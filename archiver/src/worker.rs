@@ -219,6 +219,24 @@ impl Worker {
         }
     }
 
+    /// Where the partition begins and ends in the cluster, or that it is in none.
+    async fn watermarks(&self) -> Result<(Offset, Offset), OpenError> {
+        let (topic, partition) = (&*self.ticket.topic, self.ticket.partition);
+        let cluster = &self.context.cluster;
+        let error = match cluster.watermarks(topic, partition).await {
+            Ok(watermarks) => return Ok(watermarks),
+            Err(error) => error,
+        };
+        // The group gives a partition back some time after its topic was made anew with fewer.
+        if error.is_unknown_partition()
+            && let Some(sight) = cluster.incarnation(topic, &BTreeSet::new()).await?
+            && sight.partition_count <= partition.unsigned_abs()
+        {
+            return Err(OpenError::NoPartition);
+        }
+        Err(error.into())
+    }
+
     async fn try_open(
         &mut self,
         hand: &mut Option<Hand>,
@@ -226,8 +244,7 @@ impl Worker {
     ) -> Result<Begin, OpenError> {
         let (topic, partition) = (Arc::clone(&self.ticket.topic), self.ticket.partition);
         loop {
-            let (live_start, high_watermark) =
-                self.context.cluster.watermarks(&topic, partition).await?;
+            let (live_start, high_watermark) = self.watermarks().await?;
             let standing = standing.insert(Standing {
                 archived_end: None,
                 live_start,
