@@ -10,8 +10,8 @@ use std::time::Duration;
 use async_trait::async_trait;
 use bytes::Bytes;
 use everlog_store::{
-    Body, Digest, Key, ListPage, ProbeError, ProbeReport, Put, Store, StoreError, Usage, probe,
-    probe_read_only,
+    Body, Digest, Key, ListPage, ProbeError, ProbeReport, Put, Store, StoreError, Usage, chain,
+    probe, probe_read_only,
 };
 use tokio::time::Instant;
 
@@ -53,11 +53,7 @@ fn words(error: &StoreError) -> String {
     if let StoreError::Refused { remedy, .. } = error {
         parts.push(remedy.clone());
     }
-    let mut cause = std::error::Error::source(error);
-    while let Some(error) = cause {
-        parts.push(error.to_string());
-        cause = error.source();
-    }
+    parts.extend(std::error::Error::source(error).map(chain));
     // What a server answers may have lines of its own.
     let text = parts.join(": ");
     let text = text.split_whitespace().collect::<Vec<_>>().join(" ");

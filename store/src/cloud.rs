@@ -29,8 +29,9 @@ use tokio::sync::Semaphore;
 
 use self::http::Connector;
 use crate::body::{check_digest, read_body, too_short};
+use crate::chain;
 use crate::listing::{PAGE_KEYS_MAX, with_slash};
-use crate::retry::{Failure, Retry, What, chain, within};
+use crate::retry::{Failure, Retry, What, within};
 use crate::upload::Progress;
 use crate::url::Scheme;
 use crate::{Body, Digest, Key, ListPage, OpenError, Put, Store, StoreError, StoreOptions, Usage};

@@ -44,7 +44,7 @@ pub struct Broken(String);
 
 impl From<StoreError> for Broken {
     fn from(error: StoreError) -> Broken {
-        let cause = std::error::Error::source(&error).map_or_else(String::new, crate::retry::chain);
+        let cause = std::error::Error::source(&error).map_or_else(String::new, crate::chain);
         Broken(format!("unexpected error: {error}: {cause}"))
     }
 }

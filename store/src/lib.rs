@@ -9,6 +9,7 @@
 //! Neither of the last two has been run against the real service.
 
 mod body;
+mod chain;
 mod cloud;
 pub mod contract;
 mod counters;
@@ -26,6 +27,7 @@ mod upload;
 mod url;
 
 pub use body::digest_of;
+pub use chain::chain;
 pub use file::FileStore;
 pub use key::{InvalidKey, Key};
 pub use memory::MemoryStore;

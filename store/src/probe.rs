@@ -49,7 +49,7 @@ pub enum ProbeError {
 }
 
 fn cause(error: &StoreError) -> String {
-    std::error::Error::source(error).map_or_else(String::new, crate::retry::chain)
+    std::error::Error::source(error).map_or_else(String::new, crate::chain)
 }
 
 const RACERS: u8 = 8;

@@ -10,7 +10,7 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 use crate::counters::Counters;
-use crate::{BoxError, Key, StoreError};
+use crate::{BoxError, Key, StoreError, chain};
 
 /// How long to wait and how often to try.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -220,21 +220,6 @@ fn given_up(what: What<'_>, failure: Failure) -> StoreError {
             source: "the store answered \"not found\" to a listing".into(),
         },
     }
-}
-
-/// An error with all its causes on one line: the SDK keeps what matters at the bottom.
-pub(crate) fn chain(error: &(dyn std::error::Error + 'static)) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(inner) = cause {
-        let inner_text = inner.to_string();
-        if !text.ends_with(&inner_text) {
-            text.push_str(": ");
-            text.push_str(&inner_text);
-        }
-        cause = inner.source();
-    }
-    text
 }
 
 #[cfg(test)]

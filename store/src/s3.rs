@@ -26,8 +26,9 @@ use bytes::{Bytes, BytesMut};
 use self::answer::{Answer, find_credentials_error, judge};
 use self::watch::WatchUpload;
 use crate::body::{too_short, unreadable, wrong_length};
+use crate::chain;
 use crate::listing::{PAGE_KEYS_MAX, with_slash};
-use crate::retry::{Failure, Retry, What, chain, within};
+use crate::retry::{Failure, Retry, What, within};
 use crate::upload::Progress;
 use crate::{Body, Digest, Key, ListPage, OpenError, Put, Store, StoreError, StoreOptions, Usage};
 

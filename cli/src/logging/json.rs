@@ -95,18 +95,7 @@ impl<M: SerializeMap> Visit for Fields<M> {
     }
 
     fn record_error(&mut self, field: &Field, value: &(dyn Error + 'static)) {
-        let mut text = value.to_string();
-        let mut cause = value.source();
-        while let Some(error) = cause {
-            let words = error.to_string();
-            // Some tell their cause themselves.
-            if !text.ends_with(&words) {
-                text.push_str(": ");
-                text.push_str(&words);
-            }
-            cause = error.source();
-        }
-        self.add(field, &text);
+        self.add(field, &everlog_store::chain(value));
     }
 
     fn record_debug(&mut self, field: &Field, value: &dyn fmt::Debug) {

@@ -93,14 +93,7 @@ mod tests {
         drop(free);
         let url = format!("http://127.0.0.1:{port}/container?sig=hunter2");
         let request = Client::new().get(url).send().await;
-        let error = failed(request.expect_err("nobody listens"));
-        let mut told = vec![error.to_string()];
-        let mut cause = std::error::Error::source(&error);
-        while let Some(error) = cause {
-            told.push(error.to_string());
-            cause = error.source();
-        }
-        let told = told.join(": ");
+        let told = crate::chain(&failed(request.expect_err("nobody listens")));
         assert!(!told.contains("hunter2"), "{told}");
         assert!(told.to_lowercase().contains("connect"), "{told}");
     }

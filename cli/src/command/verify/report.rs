@@ -3,7 +3,7 @@
 use std::fmt;
 
 use everlog_index::{IndexError, Totals};
-use everlog_store::StoreError;
+use everlog_store::{StoreError, chain};
 
 use crate::table::{counted, grouped, short_bytes};
 
@@ -49,18 +49,6 @@ impl fmt::Display for Finding {
     }
 }
 
-/// The whole chain of an error's causes on one line.
-pub(super) fn all_causes(err: &dyn std::error::Error) -> String {
-    let mut text = err.to_string();
-    let mut cause = err.source();
-    while let Some(err) = cause {
-        text.push_str(": ");
-        text.push_str(&err.to_string());
-        cause = err.source();
-    }
-    text
-}
-
 /// A store's error: only "not there" says something about the archive.
 pub(super) fn store_finding(what: String, err: &StoreError) -> Finding {
     match err {
@@ -70,11 +58,11 @@ pub(super) fn store_finding(what: String, err: &StoreError) -> Finding {
         },
         StoreError::Refused { .. } => Finding::Unchecked {
             what,
-            why: all_causes(err),
+            why: chain(err),
         },
         StoreError::Unavailable { .. } => Finding::Unanswered {
             what,
-            why: all_causes(err),
+            why: chain(err),
         },
     }
 }
@@ -84,11 +72,11 @@ pub(super) fn index_finding(what: String, err: &IndexError) -> Finding {
         IndexError::Store(err) => store_finding(what, err),
         IndexError::Corrupt { .. } | IndexError::Missing { .. } => Finding::Damage {
             what,
-            why: all_causes(err),
+            why: chain(err),
         },
         IndexError::Unsupported { .. } | IndexError::NoArchive { .. } => Finding::Unchecked {
             what,
-            why: all_causes(err),
+            why: chain(err),
         },
     }
 }

@@ -6,11 +6,11 @@ use std::sync::Arc;
 use bytes::Bytes;
 use everlog_format::{Hash, OffsetRange, Panicked, RowGroupReader, Segment, contain_panic};
 use everlog_index::DataEntry;
-use everlog_store::{Key, Store, StoreError};
+use everlog_store::{Key, Store, StoreError, chain};
 use indicatif::ProgressBar;
 use sha2::{Digest, Sha256};
 
-use super::report::{Finding, all_causes, store_finding};
+use super::report::{Finding, store_finding};
 use super::tally::Tally;
 use super::walk::Target;
 
@@ -61,7 +61,7 @@ pub(super) async fn check(
     let mut state = State::new(range);
     let segment = match contain_panic(|| Segment::parse(&tail, data.bytes)) {
         Ok(Ok(segment)) => Some(Arc::new(segment)),
-        Ok(Err(err)) => return damage(all_causes(&err)),
+        Ok(Err(err)) => return damage(chain(&err)),
         Err(panic) => {
             state.trouble = Some(Trouble::Panicked(panic));
             None
@@ -296,10 +296,10 @@ fn decode(
 ) -> Result<(), String> {
     let in_group = |text: String| format!("row group {index}: {text}");
     let mut reader =
-        RowGroupReader::new(segment, index, bytes).map_err(|err| in_group(all_causes(&err)))?;
+        RowGroupReader::new(segment, index, bytes).map_err(|err| in_group(chain(&err)))?;
     while let Some(slice) = reader
         .next_slice(SLICE_RAW_BYTES)
-        .map_err(|err| in_group(all_causes(&err)))?
+        .map_err(|err| in_group(chain(&err)))?
     {
         let mut headers = Vec::new();
         for record in 0..slice.len() {
