@@ -28,6 +28,8 @@ pub(crate) struct WatchedStore {
     /// as a local file that cannot be uploaded.
     refused: AtomicU64,
     last_answer: Mutex<LastAnswer>,
+    /// When the first request since the last answer was made. A store that nobody asks is not silent.
+    asked_since: Mutex<Option<Instant>>,
     /// Why the last request got no answer; none once another has had one.
     silent_words: Mutex<Option<String>>,
     /// Since when requests of a kind are refused, and why the last one was. For each by itself: a store that lets us read may
@@ -103,6 +105,7 @@ impl WatchedStore {
             unavailable: AtomicU64::new(0),
             refused: AtomicU64::new(0),
             last_answer: Mutex::new(last_answer),
+            asked_since: Mutex::default(),
             silent_words: Mutex::default(),
             refused_since: Mutex::default(),
         }
@@ -111,6 +114,7 @@ impl WatchedStore {
     /// Looks whether the store can hold an archive, or only be read from. Of all its requests only the outcome counts here: it
     /// may be refused what nobody asks for later, such as to delete, and would be in trouble for it for ever.
     pub(crate) async fn probe(&self, writes: bool) -> Result<ProbeReport, ProbeError> {
+        self.ask();
         let inner = self.inner.as_ref();
         let probed = match writes {
             true => probe(inner).await,
@@ -169,11 +173,13 @@ impl WatchedStore {
         self.refused.load(Ordering::Relaxed)
     }
 
-    /// While the store does not answer: since its last answer, or since the start.
+    /// While the store does not answer: since it was first asked after its last answer.
     pub(crate) fn silence(&self) -> Option<Duration> {
         let last = self.last_answer();
         let failed = self.failed_attempts().saturating_sub(last.failed_attempts);
-        (ATTEMPTS_MIN <= failed).then(|| last.at.elapsed())
+        // Those that were under way when it last answered have been waited for since then.
+        let since = self.asked_since().unwrap_or(last.at);
+        (ATTEMPTS_MIN <= failed).then(|| since.elapsed())
     }
 
     /// A retry is an attempt that failed, and so is a request for which no retry helped.
@@ -184,6 +190,17 @@ impl WatchedStore {
             .saturating_add(self.unavailable_count())
     }
 
+    /// A request begins.
+    fn ask(&self) {
+        self.asked_since().get_or_insert_with(Instant::now);
+    }
+
+    fn asked_since(&self) -> MutexGuard<'_, Option<Instant>> {
+        self.asked_since
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+    }
+
     fn last_answer(&self) -> LastAnswer {
         *self
             .last_answer
@@ -191,7 +208,13 @@ impl WatchedStore {
             .unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn seen<T>(&self, kind: Kind, result: Result<T, StoreError>) -> Result<T, StoreError> {
+    async fn watched<T>(
+        &self,
+        kind: Kind,
+        request: impl Future<Output = Result<T, StoreError>>,
+    ) -> Result<T, StoreError> {
+        self.ask();
+        let result = request.await;
         match &result {
             Err(err @ StoreError::Unavailable { .. }) => {
                 self.unavailable.fetch_add(1, Ordering::Relaxed);
@@ -215,6 +238,7 @@ impl WatchedStore {
 
     fn answered(&self) {
         *self.silent_words() = None;
+        *self.asked_since() = None;
         let answer = LastAnswer {
             at: Instant::now(),
             failed_attempts: self.failed_attempts(),
@@ -233,11 +257,12 @@ impl Store for WatchedStore {
     }
 
     async fn get(&self, key: &Key) -> Result<Bytes, StoreError> {
-        self.seen(Kind::Read, self.inner.get(key).await)
+        self.watched(Kind::Read, self.inner.get(key)).await
     }
 
     async fn get_range(&self, key: &Key, range: Range<u64>) -> Result<Bytes, StoreError> {
-        self.seen(Kind::Read, self.inner.get_range(key, range).await)
+        self.watched(Kind::Read, self.inner.get_range(key, range))
+            .await
     }
 
     async fn put_if_absent(
@@ -246,8 +271,8 @@ impl Store for WatchedStore {
         body: Body,
         digest: Digest,
     ) -> Result<Put, StoreError> {
-        let put = self.inner.put_if_absent(key, body, digest).await;
-        self.seen(Kind::Write, put)
+        let put = self.inner.put_if_absent(key, body, digest);
+        self.watched(Kind::Write, put).await
     }
 
     async fn list(
@@ -256,17 +281,17 @@ impl Store for WatchedStore {
         recursive: bool,
         token: Option<String>,
     ) -> Result<ListPage, StoreError> {
-        let listed = self.inner.list(prefix, recursive, token).await;
-        self.seen(Kind::List, listed)
+        let list = self.inner.list(prefix, recursive, token);
+        self.watched(Kind::List, list).await
     }
 
     async fn list_first(&self, prefix: &str, limit: u16) -> Result<ListPage, StoreError> {
-        let listed = self.inner.list_first(prefix, limit).await;
-        self.seen(Kind::List, listed)
+        let list = self.inner.list_first(prefix, limit);
+        self.watched(Kind::List, list).await
     }
 
     async fn delete(&self, key: &Key) -> Result<(), StoreError> {
-        self.seen(Kind::Delete, self.inner.delete(key).await)
+        self.watched(Kind::Delete, self.inner.delete(key)).await
     }
 
     fn lists_in_key_order(&self) -> bool {
@@ -305,6 +330,23 @@ mod tests {
         assert_eq!(store.silence(), None, "a refusal is an answer");
         assert_eq!(store.words().silent, None);
         assert_eq!((store.unavailable_count(), store.refused_count()), (4, 1));
+    }
+
+    #[tokio::test]
+    async fn a_store_that_nobody_asked_was_not_silent_meanwhile() {
+        let faulty = Arc::new(FaultyStore::new(Arc::new(MemoryStore::default())));
+        let store = WatchedStore::new(Arc::clone(&faulty) as Arc<dyn Store>);
+        let key = Key::new("a").expect("a key");
+        assert!(store.get(&key).await.is_err(), "it is not there");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+
+        let asked = Instant::now();
+        faulty.on_operation(|_| Fault::Unavailable);
+        for _ in 0..ATTEMPTS_MIN {
+            assert!(store.get(&key).await.is_err());
+        }
+        let silence = store.silence().expect("it is silent");
+        assert!(silence <= asked.elapsed(), "{silence:?}");
     }
 
     /// A store that refused everything was no trouble at all.
