@@ -53,7 +53,7 @@ impl StoreMetrics {
             refused_seconds: GaugeVec::new(refused, &["kind"])?,
             silent_seconds: Gauge::new(
                 SILENT_SECONDS,
-                "Seconds since the object store was first asked after its last answer while attempts fail, else 0.",
+                "While attempts fail, seconds since the object store was first asked after its last answer, else 0.",
             )?,
         })
     }

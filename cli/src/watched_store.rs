@@ -28,8 +28,6 @@ pub(crate) struct WatchedStore {
     /// as a local file that cannot be uploaded.
     refused: AtomicU64,
     last_answer: Mutex<LastAnswer>,
-    /// When the first request since the last answer was made. A store that nobody asks is not silent.
-    asked_since: Mutex<Option<Instant>>,
     /// Why the last request got no answer; none once another has had one.
     silent_words: Mutex<Option<String>>,
     /// Since when requests of a kind are refused, and why the last one was. For each by itself: a store that lets us read may
@@ -87,25 +85,33 @@ impl Kind {
     }
 }
 
-#[derive(Clone, Copy, Debug)]
+#[derive(Debug)]
 struct LastAnswer {
     at: Instant,
     /// How many attempts had failed by then.
     failed_attempts: u64,
+    /// When the first request after it began. A store that nobody asks is not silent.
+    asked: Option<Instant>,
+}
+
+impl LastAnswer {
+    /// It comes now.
+    fn new(failed_attempts: u64) -> LastAnswer {
+        LastAnswer {
+            at: Instant::now(),
+            failed_attempts,
+            asked: None,
+        }
+    }
 }
 
 impl WatchedStore {
     pub(crate) fn new(inner: Arc<dyn Store>) -> WatchedStore {
-        let last_answer = LastAnswer {
-            at: Instant::now(),
-            failed_attempts: 0,
-        };
         WatchedStore {
             inner,
             unavailable: AtomicU64::new(0),
             refused: AtomicU64::new(0),
-            last_answer: Mutex::new(last_answer),
-            asked_since: Mutex::default(),
+            last_answer: Mutex::new(LastAnswer::new(0)),
             silent_words: Mutex::default(),
             refused_since: Mutex::default(),
         }
@@ -178,7 +184,7 @@ impl WatchedStore {
         let last = self.last_answer();
         let failed = self.failed_attempts().saturating_sub(last.failed_attempts);
         // Those that were under way when it last answered have been waited for since then.
-        let since = self.asked_since().unwrap_or(last.at);
+        let since = last.asked.unwrap_or(last.at);
         (ATTEMPTS_MIN <= failed).then(|| since.elapsed())
     }
 
@@ -192,18 +198,11 @@ impl WatchedStore {
 
     /// A request begins.
     fn ask(&self) {
-        self.asked_since().get_or_insert_with(Instant::now);
+        self.last_answer().asked.get_or_insert_with(Instant::now);
     }
 
-    fn asked_since(&self) -> MutexGuard<'_, Option<Instant>> {
-        self.asked_since
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn last_answer(&self) -> LastAnswer {
-        *self
-            .last_answer
+    fn last_answer(&self) -> MutexGuard<'_, LastAnswer> {
+        self.last_answer
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
     }
@@ -238,15 +237,7 @@ impl WatchedStore {
 
     fn answered(&self) {
         *self.silent_words() = None;
-        *self.asked_since() = None;
-        let answer = LastAnswer {
-            at: Instant::now(),
-            failed_attempts: self.failed_attempts(),
-        };
-        *self
-            .last_answer
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner) = answer;
+        *self.last_answer() = LastAnswer::new(self.failed_attempts());
     }
 }
 
@@ -310,11 +301,16 @@ mod tests {
 
     use super::*;
 
-    #[tokio::test]
-    async fn silence_begins_after_some_failures_and_ends_with_an_answer() {
+    /// A watched store, what makes it fail, and a key that is not in it.
+    fn watched_faulty() -> (Arc<FaultyStore>, WatchedStore, Key) {
         let faulty = Arc::new(FaultyStore::new(Arc::new(MemoryStore::default())));
         let store = WatchedStore::new(Arc::clone(&faulty) as Arc<dyn Store>);
-        let key = Key::new("a").expect("a key");
+        (faulty, store, Key::new("a").expect("a key"))
+    }
+
+    #[tokio::test]
+    async fn silence_begins_after_some_failures_and_ends_with_an_answer() {
+        let (faulty, store, key) = watched_faulty();
         assert!(store.get(&key).await.is_err(), "it is not there");
 
         faulty.on_operation(|_| Fault::Unavailable);
@@ -334,9 +330,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_store_that_nobody_asked_was_not_silent_meanwhile() {
-        let faulty = Arc::new(FaultyStore::new(Arc::new(MemoryStore::default())));
-        let store = WatchedStore::new(Arc::clone(&faulty) as Arc<dyn Store>);
-        let key = Key::new("a").expect("a key");
+        let (faulty, store, key) = watched_faulty();
         assert!(store.get(&key).await.is_err(), "it is not there");
         tokio::time::sleep(Duration::from_millis(20)).await;
 
@@ -352,9 +346,7 @@ mod tests {
     /// A store that refused everything was no trouble at all.
     #[tokio::test]
     async fn a_refusal_holds_until_a_request_of_its_kind_is_not_refused() {
-        let faulty = Arc::new(FaultyStore::new(Arc::new(MemoryStore::default())));
-        let store = WatchedStore::new(Arc::clone(&faulty) as Arc<dyn Store>);
-        let key = Key::new("a").expect("a key");
+        let (faulty, store, key) = watched_faulty();
         let refused = || {
             let kinds = store.refusals().into_iter();
             let refused = kinds.filter(|(_, time)| time.is_some());

@@ -10,6 +10,7 @@ use std::fmt;
 use std::io;
 use std::time::Duration;
 
+use everlog_store::chain;
 use futures::stream::{FuturesUnordered, StreamExt};
 use kafka_protocol::messages::{ApiKey, ApiVersionsRequest, ApiVersionsResponse};
 use kafka_protocol::protocol::StrBytes;
@@ -61,12 +62,7 @@ impl fmt::Display for Unanswered {
         }
         for (index, (server, reason)) in self.0.iter().enumerate() {
             let between = if index == 0 { "" } else { "; " };
-            write!(f, "{between}{server}: {reason}")?;
-            let mut cause = reason.source();
-            while let Some(error) = cause {
-                write!(f, ": {error}")?;
-                cause = error.source();
-            }
+            write!(f, "{between}{server}: {}", chain(reason.as_ref()))?;
         }
         Ok(())
     }

@@ -11,7 +11,7 @@ use futures::{StreamExt, TryStreamExt};
 use tokio::sync::Barrier;
 
 use crate::body::digest_of;
-use crate::{Body, Key, Put, Store, StoreError};
+use crate::{Body, Key, Put, Store, StoreError, chain};
 
 /// How long to race: rounds of 20 writers for one key.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -44,8 +44,7 @@ pub struct Broken(String);
 
 impl From<StoreError> for Broken {
     fn from(error: StoreError) -> Broken {
-        let cause = std::error::Error::source(&error).map_or_else(String::new, crate::chain);
-        Broken(format!("unexpected error: {error}: {cause}"))
+        Broken(format!("unexpected error: {}", chain(&error)))
     }
 }
 

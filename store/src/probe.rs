@@ -8,7 +8,7 @@ use bytes::Bytes;
 use futures::future::join_all;
 
 use crate::body::digest_of;
-use crate::{Body, Key, Put, Store, StoreError};
+use crate::{Body, Key, Put, Store, StoreError, chain};
 
 /// What was found beside the answer "fit".
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -21,7 +21,7 @@ pub struct ProbeReport {
 #[derive(Debug, thiserror::Error)]
 pub enum ProbeError {
     /// It did not answer: try again after a pause.
-    #[error("{url} could not be examined: {source}: {}", cause(.source))]
+    #[error("{url} could not be examined: {}", chain(.source))]
     Unavailable {
         /// Which archive.
         url: String,
@@ -29,7 +29,7 @@ pub enum ProbeError {
         source: StoreError,
     },
     /// A right is missing or the set-up is wrong: the source holds the remedy.
-    #[error("{url} cannot be used: {source}: {}", cause(.source))]
+    #[error("{url} cannot be used: {}", chain(.source))]
     Refused {
         /// Which archive.
         url: String,
@@ -46,10 +46,6 @@ pub enum ProbeError {
         /// What the operator can do.
         remedy: String,
     },
-}
-
-fn cause(error: &StoreError) -> String {
-    std::error::Error::source(error).map_or_else(String::new, crate::chain)
 }
 
 const RACERS: u8 = 8;
